@@ -1,0 +1,49 @@
+# GuildNet: every target is a short way into a command or a script; `make` lists them.
+# Variables: CLUSTERS, CLUSTER, PURGE, ARGS; settings come from flags, the environment or .env (see .env.example).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs lab-up lab-down bench
+
+CARGO ?= cargo
+export CLUSTERS CLUSTER PURGE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the commands: bin/guildnet and bin/guildnet-lab
+	@scripts/build.sh
+
+up: build ## the lab's fleet, reached and verified; or real clusters: make up CLUSTERS='a=~/a.yaml b=~/b.yaml'
+	@scripts/up.sh
+
+down: ## stop everything that `up` started; PURGE=1 removes state too
+	@scripts/down.sh
+
+test: ## all tests that this machine can run (the fleet's need root)
+	@scripts/test.sh
+
+lint: ## format, clippy, licences and sources of dependencies
+	@scripts/lint.sh
+
+headscale-namespace: build ## CLUSTER=id: namespace and keys on Headscale -> tmp/cluster-<id>-headscale.json
+	@scripts/headscale-namespace-and-keys.sh "$(CLUSTER)" $(ARGS)
+
+router-ensure: build ## CLUSTER=id: the router DaemonSet on the current kubeconfig's cluster, and wait for it
+	@scripts/deploy-tailscale-router.sh "$(CLUSTER)" $(ARGS)
+
+verify-e2e: build ## check every link of every cluster; CLUSTER=id for one
+	@bin/guildnet verify $(CLUSTER) $(ARGS)
+
+regen-certs: build ## renew the certificate of https://127.0.0.1:8090 (ARGS=--new-ca: its authority too)
+	@bin/guildnet certs regen $(ARGS)
+
+lab-up: build ## the lab alone: Headscale and two clusters with equal networks (root)
+	@scripts/lab.sh up $(ARGS)
+
+lab-down: ## stop the lab and remove what it made
+	@scripts/lab.sh down
+
+bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
+	@scripts/bench.sh $(ARGS)

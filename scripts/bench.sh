@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# `make bench`: 64 MiB through the connector and through Go's tsnet, interleaved, on the lab's cluster a (`make up` first).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
+if [[ ! -r $person/headscale-url ]]; then
+    echo "error: no lab is up, or its files at $person can't be read" >&2
+    echo "  hint: make up, as the same user" >&2
+    exit 3
+fi
+cargo build --release --locked -p guildnet-bench
+cache=${GUILDNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/guildnet}
+sum=$(cat bench/peers/tsnet/* | sha256sum)
+tsnet=$cache/bench-tsnet-${sum:0:10}/tsnet
+if [[ ! -x $tsnet ]]; then
+    echo "building the tsnet client (once)" >&2
+    mkdir -p "${tsnet%/*}"
+    (cd bench/peers/tsnet && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$tsnet.new" .)
+    mv "$tsnet.new" "$tsnet"
+fi
+exec "${CARGO_TARGET_DIR:-target}/release/guildnet-bench" compare --tsnet "$tsnet" \
+    --headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key" \
+    --headscale-ca "$person/headscale-ca.pem" "$@"

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# `make test`: lint, then every test. The fleet's tests need root and a lab of their own, which is always taken down.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$(scripts/tools.sh):$PATH
+scripts/lint.sh
+scripts/build.sh
+
+select=()
+if ((EUID == 0)); then
+    export GUILDNET_LAB_INSTANCE=${GUILDNET_LAB_INSTANCE:-test}
+    trap 'bin/guildnet-lab down' EXIT
+    bin/guildnet-lab up
+elif [[ ${CI:-} == true ]]; then
+    echo "error: the fleet's tests need root" >&2
+    exit 8
+else
+    echo "NOT RUN: the fleet's tests need root (sudo make test)" >&2
+    select=(-E 'not binary_id(guildnet-lab::it)')
+fi
+
+report=target/nextest/ci/junit.xml
+rm -f "$report"
+status=0
+cargo nextest run --release --locked --workspace --profile ci "${select[@]}" || status=$?
+if [[ -f $report ]]; then scripts/slowest.sh "$report"; fi
+if ((status == 0)); then
+    cargo test --release --locked --workspace --doc --quiet || status=$?
+fi
+echo "make test: $SECONDS s, $( ((status == 0)) && echo passed || echo FAILED )" >&2
+exit "$status"
