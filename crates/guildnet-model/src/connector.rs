@@ -1,0 +1,339 @@
+//! A connector: one membership of one cluster's tailnet, in this process. What is wanted of it, what is observed of it.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use tokio::sync::watch;
+use url::Url;
+
+use crate::{BoxFuture, Class, ClusterId, DialError, Dialer, Explain, Networks, Secret, SiteNumber, Target};
+
+/// What is wanted of a connector.
+#[derive(Clone, Debug)]
+pub struct ConnectorSpec {
+    /// The cluster it belongs to; its tags decide which peers are trusted.
+    pub cluster: ClusterId,
+    /// The Headscale server, `https://HOST[:PORT]`.
+    pub login_server: Url,
+    /// PEM certificates to trust for the login server and its relays, beside the system's roots.
+    pub ca_pem: Option<String>,
+    /// The node's name in the tailnet.
+    pub hostname: String,
+    /// Folder (mode 0700) that keeps the node's identity.
+    pub state_dir: PathBuf,
+    /// Preauth key, used only while the node is not registered.
+    pub auth_key: Option<Secret<String>>,
+    /// The cluster's networks: nothing else is dialled, whatever the network map offers.
+    pub routes: Networks,
+    /// The cluster's site number, for servers where equal networks need 4via6.
+    pub site: Option<SiteNumber>,
+}
+
+/// Why a connector could not be started at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectorError {
+    /// The state folder can't be made, read or written.
+    #[error("state folder {path}: {why}")]
+    State {
+        /// The folder or file.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
+    /// The saved identity is there but damaged.
+    #[error("saved identity {path} is damaged: {why}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
+    /// The certificates given as trusted are no PEM certificates.
+    #[error("the trusted certificates can't be read: {why}")]
+    Ca {
+        /// The cause.
+        why: String,
+    },
+    /// The machine refused a socket or a thread.
+    #[error("the connector could not start: {why}")]
+    System {
+        /// The cause.
+        why: String,
+    },
+}
+
+impl Explain for ConnectorError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Ca { .. } => Class::Usage,
+            _ => Class::Failed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::State { .. } => {
+                "make room and make the folder writable for this user, then run the command again".into()
+            }
+            Self::Damaged { path, .. } => {
+                format!("move {} away and run 'guildnet up' again: the connector joins as a new node", path.display())
+            }
+            Self::Ca { .. } => "give a PEM file with --headscale-ca".into(),
+            Self::System { .. } => "see the log for details".into(),
+        })
+    }
+}
+
+/// How packets travel to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    /// UDP, straight to the peer.
+    Direct,
+    /// Through a relay (DERP).
+    Relay,
+    /// Nothing was exchanged yet, or not lately.
+    Idle,
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Idle => "idle",
+        })
+    }
+}
+
+/// This node, as the server knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeInfo {
+    /// Name in the tailnet.
+    pub name: String,
+    /// The server's number for the node.
+    pub id: u64,
+    /// Addresses in the tailnet.
+    pub addresses: Vec<IpAddr>,
+    /// The node key, as `nodekey:<hex>`: public, and the identity by which the server's list names this node.
+    pub node_key: String,
+    /// Tags that the server gave it.
+    pub tags: Vec<String>,
+    /// When the node key expires, if it does.
+    pub key_expiry: Option<SystemTime>,
+}
+
+/// What does not work although the connector does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Degraded {
+    /// The control connection is down; the last network map is still used.
+    ControlDown {
+        /// The cause.
+        why: String,
+    },
+    /// No relay is connected; a direct path may still work.
+    RelayDown {
+        /// The cause.
+        why: String,
+    },
+    /// No router of the cluster is online or serves its networks.
+    NoRouter {
+        /// What was seen.
+        why: String,
+    },
+}
+
+impl fmt::Display for Degraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ControlDown { why } => write!(f, "login server not connected: {why}"),
+            Self::RelayDown { why } => write!(f, "no relay: {why}"),
+            Self::NoRouter { why } => write!(f, "no router: {why}"),
+        }
+    }
+}
+
+/// Where a connector is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ConnectorState {
+    /// Keys are loaded, the login server is being reached.
+    Starting,
+    /// The server refuses the node: a new preauth key is needed.
+    NeedsKey {
+        /// What the server said.
+        why: String,
+    },
+    /// Registered; the network map has not come yet.
+    Syncing,
+    /// A network map is there, a router of the cluster serves its networks, and a relay or a direct path is connected.
+    Ready,
+    /// Partly working.
+    Degraded {
+        /// What does not work.
+        why: Degraded,
+    },
+    /// Not working.
+    Failed {
+        /// The cause.
+        why: String,
+        /// When the next attempt begins, if there is one.
+        #[serde(skip)]
+        retry_in: Option<Duration>,
+    },
+    /// Stopped on request.
+    Stopped,
+}
+
+impl fmt::Display for ConnectorState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::NeedsKey { why } => write!(f, "needs a new key: {why}"),
+            Self::Syncing => f.write_str("waiting for the network map"),
+            Self::Ready => f.write_str("ready"),
+            Self::Degraded { why } => write!(f, "degraded: {why}"),
+            Self::Failed { why, .. } => write!(f, "failed: {why}"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// What was observed of a connector, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectorStatus {
+    /// The state.
+    #[serde(flatten)]
+    pub state: ConnectorState,
+    /// When this state began.
+    pub since: SystemTime,
+    /// This node, once the server has named it.
+    pub node: Option<NodeInfo>,
+}
+
+/// What is needed to reach a peer: taken from one connector's network map, usable by another one's probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerContact {
+    /// WireGuard public key.
+    pub node_key: [u8; 32],
+    /// Disco public key, if the peer has one.
+    pub disco_key: Option<[u8; 32]>,
+    /// Home relay's region, if known.
+    pub home_relay: Option<u16>,
+    /// UDP addresses at which the peer may be reached.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// A peer, as this connector sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerInfo {
+    /// Name in the tailnet.
+    pub name: String,
+    /// The node key, as `nodekey:<hex>`.
+    pub node_key: String,
+    /// Addresses in the tailnet.
+    pub addresses: Vec<IpAddr>,
+    /// Tags that the server gave it.
+    pub tags: Vec<String>,
+    /// Networks that the map says it serves (its own addresses left out).
+    pub routes: Vec<IpNet>,
+    /// Whether the server sees it connected, if it says so.
+    pub online: Option<bool>,
+    /// Whether this connector trusts it: it is tagged as this cluster's router.
+    pub trusted: bool,
+    /// How packets travel to it now.
+    pub path: PathKind,
+    /// Round trip of the last answered ping on the direct path.
+    pub rtt: Option<Duration>,
+    /// When the last WireGuard handshake was completed.
+    pub last_handshake: Option<SystemTime>,
+    /// Payload bytes received from and sent to it.
+    pub rx_bytes: u64,
+    /// Payload bytes sent to it.
+    pub tx_bytes: u64,
+    /// How to reach it.
+    #[serde(skip)]
+    pub contact: PeerContact,
+}
+
+/// Everything that a connector can show at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectorSnapshot {
+    /// State and identity.
+    pub status: ConnectorStatus,
+    /// All peers of the network map, trusted or not.
+    pub peers: Vec<PeerInfo>,
+    /// Relay region that this connector is connected to, if any.
+    pub home_relay: Option<u16>,
+    /// TCP flows that are open now.
+    pub flows: usize,
+    /// Packets dropped because a bound was reached or they were not allowed.
+    pub dropped_packets: u64,
+}
+
+/// How a probe past the route filter ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeOutcome {
+    /// The far end answered, with an open port or a reset: packets get through.
+    Answered,
+    /// Nothing came back within the time.
+    Silent,
+    /// The probe could not be made; it says nothing about isolation.
+    Impossible {
+        /// The cause.
+        why: String,
+    },
+}
+
+/// One membership of one tailnet. Cheap to share; all methods may be called from any task.
+pub trait Connector: Send + Sync {
+    /// The dialer of this cluster: allows the cluster's networks only.
+    fn dialer(&self) -> Arc<dyn Dialer>;
+
+    /// The status now and its changes.
+    fn status(&self) -> watch::Receiver<ConnectorStatus>;
+
+    /// State, peers and paths at this moment. Answers at once with what is known.
+    fn snapshot(&self) -> BoxFuture<'_, ConnectorSnapshot>;
+
+    /// Tries to open a TCP connection to `to` through the named peer, past the connector's own route and peer filters,
+    /// with this connector's own identity. For isolation checks: it must be silent for another cluster's router.
+    fn probe(&self, through: PeerContact, to: Target, within: Duration) -> BoxFuture<'_, ProbeOutcome>;
+
+    /// Stops: flows are reset, the relay and control connections closed, tasks joined, at most `grace` long.
+    /// The identity is kept. Later calls return at once.
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, ()>;
+}
+
+/// Starts connectors. Returns at once; the connector's status tells how it goes on.
+pub trait StartConnector: Send + Sync {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// [`ConnectorError`] only for what can be known without the network: the state folder, the certificates.
+    fn start(&self, spec: ConnectorSpec) -> Result<Arc<dyn Connector>, ConnectorError>;
+}
+
+impl ConnectorStatus {
+    /// Whether dials may be tried: ready, or degraded in a way that leaves a path.
+    pub fn is_usable(&self) -> bool {
+        matches!(
+            self.state,
+            ConnectorState::Ready
+                | ConnectorState::Degraded { why: Degraded::ControlDown { .. } | Degraded::RelayDown { .. } }
+        )
+    }
+
+    /// The error that a dial gets while the connector is not usable.
+    pub fn as_dial_error(&self) -> DialError {
+        DialError::NotReady { state: self.state.to_string() }
+    }
+}
