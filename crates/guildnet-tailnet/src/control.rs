@@ -1,0 +1,176 @@
+//! The control connection: keeps the node registered and its network map current, and never gives up.
+//!
+//! `control/connect.rs` opens the connection, `control/register.rs` registers, `control/session.rs` follows the map,
+//! `control/stream.rs` and `control/wire.rs` read it. Absent: answering the server's pings, DNS, SSH and policy: a connector
+//! needs none. What the data side does with a map is not decided here; the last one stays valid while the server is away.
+
+mod connect;
+#[cfg(test)]
+mod fake;
+mod register;
+mod session;
+mod stream;
+mod wire;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use guildnet_model::Secret;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::{backoff::Backoff, netmap::NetMap, state::Identity};
+
+/// How long opening the connection may take: TCP, TLS, the server's key, the upgrade.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// When a refused node asks again. Only a person can change the answer, and each try leaves a line in the server's log.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
+/// A session that lasted so long was a success: the next failure starts the backoff anew.
+const SOUND_SESSION: Duration = Duration::from_secs(10);
+
+/// What the control server is told about this node. Changes are sent as lite updates, collected for 250 ms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LocalReport {
+    /// UDP addresses at which this node may be reached: local ones and what STUN saw.
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// Region of the relay where this node listens. `None`: the one of the last run is reported, or the lowest region of
+    /// the map.
+    pub(crate) home_relay: Option<u16>,
+}
+
+/// What the control connection tells the connector.
+#[derive(Clone, Debug)]
+pub(crate) enum ControlEvent {
+    /// The server is being reached. Not sent before retries of a refused registration.
+    Connecting,
+    /// The server refuses this node until it gets another preauth key; asked again every minute.
+    NeedsKey {
+        /// The server's own words.
+        why: String,
+    },
+    /// The server has accepted the node key (of now: it may have been replaced, see [`Identity::watch_node`]).
+    Registered,
+    /// The whole map after a change.
+    Map(Arc<NetMap>),
+    /// The connection is down; the last map stays valid.
+    Down {
+        /// The cause.
+        why: String,
+        /// When the next attempt begins.
+        retry_in: Duration,
+    },
+}
+
+/// What a control connection needs to start.
+pub(crate) struct ControlConfig {
+    /// `https://HOST[:PORT]`.
+    pub(crate) login_server: Url,
+    /// Trusted roots.
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    /// The node's name in the tailnet.
+    pub(crate) hostname: String,
+    /// Used only while the server does not accept the node without it.
+    pub(crate) auth_key: Option<Secret<String>>,
+    /// The node's keys.
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// Why a session ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// A new preauth key is needed; the server's own words.
+    Refused(String),
+    /// Anything that another attempt may cure.
+    Broken(String),
+    /// Nobody listens any more.
+    Stopped,
+}
+
+impl From<String> for End {
+    fn from(why: String) -> Self {
+        Self::Broken(why)
+    }
+}
+
+/// Keeps the node registered and its map current until `cancel` or until nobody receives `events`. Never gives up: failed
+/// attempts are repeated after 1 s to 60 s with jitter, refused ones every minute.
+///
+/// # Cancellation
+/// By `cancel`; the connection is closed and helper tasks have ended when this returns.
+pub(crate) async fn run(
+    config: ControlConfig,
+    mut reports: watch::Receiver<LocalReport>,
+    events: mpsc::Sender<ControlEvent>,
+    cancel: CancellationToken,
+) {
+    let mut backoff = Backoff::default();
+    let mut refused = false;
+    loop {
+        if !refused && !tell(&events, ControlEvent::Connecting, &cancel).await {
+            return;
+        }
+        let began = Instant::now();
+        let mut had_map = false;
+        let end = attempt(&config, &mut reports, &events, &mut had_map, &cancel).await;
+        if had_map && began.elapsed() >= SOUND_SESSION {
+            backoff.reset();
+        }
+        let (event, wait) = match end {
+            End::Stopped => return,
+            End::Refused(why) => (ControlEvent::NeedsKey { why }, REFUSED_RETRY),
+            End::Broken(why) => {
+                let retry_in = backoff.next();
+                (ControlEvent::Down { why, retry_in }, retry_in)
+            }
+        };
+        refused = matches!(event, ControlEvent::NeedsKey { .. });
+        if !tell(&events, event, &cancel).await {
+            return;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+/// Passes an event on; `false` if it is time to stop. A receiver that is busy stopping does not hold us up.
+async fn tell(events: &mpsc::Sender<ControlEvent>, event: ControlEvent, cancel: &CancellationToken) -> bool {
+    tokio::select! {
+        () = cancel.cancelled() => false,
+        sent = events.send(event) => sent.is_ok(),
+    }
+}
+
+/// One connection from its beginning to its end.
+async fn attempt(
+    config: &ControlConfig,
+    reports: &mut watch::Receiver<LocalReport>,
+    events: &mpsc::Sender<ControlEvent>,
+    had_map: &mut bool,
+    cancel: &CancellationToken,
+) -> End {
+    let opening =
+        timeout(CONNECT_LIMIT, connect::channel(&config.tls, &config.login_server, config.identity.machine()));
+    let channel = tokio::select! {
+        () = cancel.cancelled() => return End::Stopped,
+        opened = opening => match opened {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(why)) => return End::Broken(why),
+            Err(_) => return End::Broken(format!("{} did not answer within {CONNECT_LIMIT:?}", config.login_server)),
+        },
+    };
+    let talk = async |http| {
+        tokio::select! {
+            () = cancel.cancelled() => Err(End::Stopped),
+            end = session::Session { config, reports, events, had_map }.run(http) => end,
+        }
+    };
+    match connect::with_http(channel, &config.login_server, talk).await {
+        Ok(never) => match never {},
+        Err(end) => end,
+    }
+}

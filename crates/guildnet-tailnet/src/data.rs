@@ -1,0 +1,434 @@
+//! The data task: everything of one connector that touches packets, run to completion on one shard thread.
+//!
+//! A turn takes what the socket has, decrypts it, hands it to its flow, wakes the application, collects what the flows put
+//! out, encrypts it into one super-packet and sends that; then other connectors of the shard get theirs. Nothing here is
+//! locked but a flow's buffers, nothing is queued without bound. Steps in detail: `ingress`, `egress`, `dial`; what is
+//! known of peers: `peers`; relays and own addresses: `relays`, `locate`; what is told: `report`.
+
+mod dial;
+mod egress;
+mod flows;
+mod ingress;
+mod locate;
+mod peers;
+mod relays;
+mod report;
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guildnet_model::{ConnectorSpec, ConnectorState};
+use tokio::{
+    sync::{mpsc, watch},
+    task::yield_now,
+    time::sleep_until,
+};
+
+use self::{
+    flows::Flows,
+    locate::Locator,
+    peers::{Peers, SlotId},
+    relays::Relays,
+};
+use crate::{
+    connector::{Command, Ends},
+    control::{self, ControlConfig, ControlEvent, LocalReport},
+    flow::Packets,
+    health::{Control, Facts},
+    netmap::NetMap,
+    path::Action,
+    relay::RelayEvent,
+    routes::Routes,
+    state::Identity,
+    udp::{Batch, Link, Received},
+    wg::OwnKey,
+};
+
+/// Packets that a connector may receive, and send, in one turn before others get theirs: about 0.3 ms of work.
+const BUDGET: usize = 256;
+/// Events taken in one turn from a channel that has many.
+const EVENTS: usize = 64;
+/// Events of the control connection that may wait; it waits if there are more.
+const WAITING_CONTROL: usize = 16;
+/// The largest datagram that can hold anything for us: a packet of the inner MTU and its overhead, with room to spare for
+/// peers that pad.
+const PLAIN: usize = 2048;
+
+/// What a data task starts with.
+pub(crate) struct Setup {
+    pub(crate) spec: ConnectorSpec,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) socket: std::net::UdpSocket,
+    /// Where the control connection runs.
+    pub(crate) control: tokio::runtime::Handle,
+    pub(crate) window: usize,
+    pub(crate) max_flows: usize,
+}
+
+/// Buffers that one turn uses: one set for all connectors of a thread.
+struct Scratch {
+    received: Received,
+    work: Work,
+}
+
+/// The part of them that steps pass on.
+struct Work {
+    /// A decrypted packet, or a message about to be sent.
+    plain: Box<[u8]>,
+    /// What a flow put out.
+    packets: Packets,
+    batch: Batch,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        received: Received::new(),
+        work: Work { plain: vec![0; PLAIN].into_boxed_slice(), packets: Packets::new(), batch: Batch::new() },
+    });
+}
+
+fn with_scratch<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with_borrow_mut(step)
+}
+
+/// One connector's data side.
+struct Node {
+    spec: ConnectorSpec,
+    identity: Arc<Identity>,
+    own: Rc<OwnKey>,
+    window: usize,
+    max_flows: usize,
+    /// The zero of the flows' clocks.
+    start: Instant,
+    link: Link,
+    map: Option<Arc<NetMap>>,
+    routes: Routes,
+    peers: Peers,
+    flows: Flows,
+    relays: Relays,
+    locator: Locator,
+    /// What paths want to be sent; emptied by the step that filled it.
+    actions: Vec<Action>,
+    /// Flows that want a turn.
+    runnable: VecDeque<u64>,
+    /// Flows that wait until their relay takes packets again.
+    relay_waiting: Vec<u64>,
+    rung: Vec<u64>,
+    facts: Facts,
+    /// Whether something changed that may change the state.
+    changed: bool,
+    status: watch::Sender<guildnet_model::ConnectorStatus>,
+    reports: watch::Sender<LocalReport>,
+    dropped: u64,
+}
+
+/// Runs a connector until it is cancelled. All that it started has ended when it returns.
+pub(crate) async fn run(setup: Setup, ends: Ends) {
+    let Ends { mut commands, status, bell, cancel } = ends;
+    let Setup { spec, tls, identity, socket, control, window, max_flows } = setup;
+    let link = match Link::new(socket) {
+        Ok(link) => link,
+        Err(error) => {
+            let why = format!("the UDP socket can't be used: {error}");
+            report::set_state(&status, ConnectorState::Failed { why, retry_in: None });
+            return;
+        }
+    };
+    let (control_tx, mut control_rx) = mpsc::channel(WAITING_CONTROL);
+    let (relays, mut relay_rx) = Relays::new(identity.clone(), tls.clone());
+    let locator = Locator::new(link.port());
+    let reports = watch::Sender::new(LocalReport { endpoints: locator.endpoints(), home_relay: None });
+    let config = ControlConfig {
+        login_server: spec.login_server.clone(),
+        tls,
+        hostname: spec.hostname.clone(),
+        auth_key: spec.auth_key.clone(),
+        identity: identity.clone(),
+    };
+    // A child of its own: the control connection is ended last, so that it can still say goodbye.
+    let control_task = control.spawn(control::run(config, reports.subscribe(), control_tx, cancel.child_token()));
+    let mut node_key = identity.watch_node();
+    let mut node = Node {
+        own: Rc::new(OwnKey::new(&node_key.borrow_and_update())),
+        spec,
+        identity,
+        window,
+        max_flows,
+        start: Instant::now(),
+        link,
+        map: None,
+        routes: Routes::default(),
+        peers: Peers::default(),
+        flows: Flows::new(bell.clone()),
+        relays,
+        locator,
+        actions: Vec::new(),
+        runnable: VecDeque::new(),
+        relay_waiting: Vec::new(),
+        rung: Vec::new(),
+        facts: Facts::new(),
+        changed: false,
+        status,
+        reports,
+        dropped: 0,
+    };
+    loop {
+        let now = Instant::now();
+        let busy = with_scratch(|scratch| node.turn(scratch, now));
+        node.publish(now);
+        if busy {
+            yield_now().await;
+        }
+        let due = node.next_due();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            Some(command) = commands.recv() => {
+                let mut next = Some(command);
+                for _ in 0..EVENTS {
+                    let Some(command) = next else { break };
+                    node.command(command, Instant::now());
+                    next = commands.try_recv().ok();
+                }
+                if let Some(command) = next {
+                    node.command(command, Instant::now());
+                }
+            }
+            Some(event) = control_rx.recv() => node.on_control(event, Instant::now()),
+            Some(event) = relay_rx.recv() => with_scratch(|scratch| {
+                let mut next = Some(event);
+                for _ in 0..EVENTS {
+                    let Some(event) = next else { break };
+                    node.on_relay(event, &mut scratch.work, Instant::now());
+                    next = relay_rx.try_recv().ok();
+                }
+                if let Some(event) = next {
+                    node.on_relay(event, &mut scratch.work, Instant::now());
+                }
+            }),
+            Ok(()) = node_key.changed() => {
+                let pair = node_key.borrow_and_update().clone();
+                node.on_node_key(&pair, Instant::now());
+            }
+            servers = node.locator.resolved() => {
+                node.locator.set_servers(servers);
+                node.ask_for_own_address(Instant::now());
+            }
+            () = node.link.readable() => {}
+            () = node.link.writable() => {}
+            () = node.relays.room() => node.runnable.extend(node.relay_waiting.drain(..)),
+            () = bell.rung() => {}
+            () = std::future::ready(()), if busy => {}
+            () = wait_until(due) => {}
+        }
+    }
+    with_scratch(|scratch| node.reset_flows(&mut scratch.work, Instant::now()));
+    node.relays.stop().await;
+    if let Err(error) = control_task.await {
+        tracing::error!(%error, "the control connection's task panicked");
+    }
+    node.locator.stop().await;
+    report::set_state(&node.status, ConnectorState::Stopped);
+    // Last: its end tells the handle that all has ended.
+    drop(commands);
+}
+
+async fn wait_until(due: Option<Instant>) {
+    match due {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Node {
+    /// One turn: receive, run timers, let flows send. Returns whether there is more to do at once.
+    fn turn(&mut self, scratch: &mut Scratch, now: Instant) -> bool {
+        let Scratch { received, work } = scratch;
+        self.link.retry();
+        let mut count = 0;
+        while count < BUDGET && self.link.receive(received) {
+            for (from, datagram) in received.datagrams() {
+                self.on_datagram(ingress::Source::Direct(from), datagram, work, now);
+                count += 1;
+            }
+        }
+        self.run_timers(work, now);
+        let mut rung = std::mem::take(&mut self.rung);
+        self.flows.bell().take(&mut rung);
+        for id in rung.drain(..) {
+            self.make_runnable(id);
+        }
+        self.rung = rung;
+        let mut sent = 0;
+        // At most one round, so that a flow that makes itself runnable again waits for the next turn.
+        for _ in 0..self.runnable.len() {
+            if sent >= BUDGET || self.link.is_blocked() {
+                break;
+            }
+            let Some(id) = self.runnable.pop_front() else { break };
+            sent += self.pump(id, work, now);
+        }
+        count >= BUDGET || (!self.runnable.is_empty() && !self.link.is_blocked())
+    }
+
+    fn run_timers(&mut self, work: &mut Work, now: Instant) {
+        while let Some(id) = self.flows.pop_due(now) {
+            self.make_runnable(id);
+        }
+        if self.peers.next_due().is_some_and(|at| at <= now) {
+            for id in self.peers.ids() {
+                self.tick_peer(id, work, now);
+            }
+            self.changed = true;
+        }
+        if self.locator.next_due(self.peers.any_active(now)).is_some_and(|at| at <= now) {
+            self.ask_for_own_address(now);
+        }
+        self.relays.close_idle(now);
+        self.choose_home(now);
+    }
+
+    fn tick_peer(&mut self, id: SlotId, work: &mut Work, now: Instant) {
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        if slot.path.next().is_some_and(|at| at <= now) {
+            slot.path.on_tick(now, &mut self.actions);
+            self.act(id, now);
+        }
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        if slot.tunnel.next().is_some_and(|at| at <= now)
+            && let Some(len) = slot.tunnel.on_tick(now, &mut work.plain)
+        {
+            self.send_message(id, &work.plain[..len], now);
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        [
+            self.flows.next_due(),
+            self.peers.next_due(),
+            self.locator.next_due(self.peers.any_active(Instant::now())),
+            self.relays.next_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn make_runnable(&mut self, id: u64) {
+        if self.flows.get_mut(id).is_some_and(|flow| !std::mem::replace(&mut flow.queued, true)) {
+            self.runnable.push_back(id);
+        }
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Dial(dial) => self.dial(dial, now),
+            Command::Probe { through, dial } => self.probe(&through, dial, now),
+            Command::Snapshot(answer) => {
+                // Nobody waits any more: fine.
+                let _ = answer.send(self.snapshot(now));
+            }
+        }
+    }
+
+    fn on_control(&mut self, event: ControlEvent, now: Instant) {
+        self.changed = true;
+        match event {
+            // After a loss the cause is more telling than that it is tried again.
+            ControlEvent::Connecting => {}
+            ControlEvent::NeedsKey { why } => self.facts.control = Control::NeedsKey { why },
+            ControlEvent::Registered => {
+                if !self.facts.has_map {
+                    self.facts.control = Control::Up;
+                }
+            }
+            ControlEvent::Map(map) => {
+                self.facts.control = Control::Up;
+                self.facts.has_map = true;
+                with_scratch(|scratch| self.apply_map(map, &mut scratch.work, now));
+            }
+            ControlEvent::Down { why, retry_in } => self.facts.control = Control::Down { why, retry_in },
+        }
+    }
+
+    fn on_relay(&mut self, event: RelayEvent, work: &mut Work, now: Instant) {
+        match event {
+            RelayEvent::Packet { data } => self.on_datagram(ingress::Source::Relay, &data, work, now),
+            RelayEvent::Connected { region } => {
+                self.changed = true;
+                self.relays.on_connected(region);
+                self.search_paths(region, work, now);
+            }
+            RelayEvent::Down { region, why } => {
+                self.changed = true;
+                self.relays.on_down(region, why, now);
+            }
+        }
+    }
+
+    /// The relay is there: whatever was sent into the void before is sent again.
+    fn search_paths(&mut self, region: u16, work: &mut Work, now: Instant) {
+        for id in self.peers.ids() {
+            let home = self.relays.home();
+            let Some(slot) = self.peers.get_mut(id) else { continue };
+            if slot.relay.or(home) != Some(region) && home != Some(region) {
+                continue;
+            }
+            if slot.is_wanted(now) {
+                slot.path.search(now, &mut self.actions);
+                if (slot.tunnel.is_trying() || !slot.tunnel.is_up())
+                    && let Some(len) = slot.tunnel.begin_again(now, &mut work.plain)
+                {
+                    self.send_message(id, &work.plain[..len], now);
+                }
+                self.act(id, now);
+            }
+        }
+    }
+
+    /// The server made us take another node key: no session and no flow outlives it.
+    fn on_node_key(&mut self, pair: &ts_keys::NodeKeyPair, now: Instant) {
+        self.own = Rc::new(OwnKey::new(pair));
+        with_scratch(|scratch| self.reset_flows(&mut scratch.work, now));
+        self.peers.clear();
+        if let Some(map) = self.map.take() {
+            with_scratch(|scratch| self.apply_map(map, &mut scratch.work, now));
+        }
+    }
+
+    fn choose_home(&mut self, now: Instant) {
+        let Some(map) = &self.map else { return };
+        if let Some(region) = self.relays.choose_home(map, self.identity.home_relay(), now) {
+            self.changed = true;
+            tracing::debug!(region, "home relay chosen");
+            self.reports.send_modify(|report| report.home_relay = Some(region));
+        }
+    }
+
+    /// Asks the STUN servers where we are seen, and looks at the machine's own addresses.
+    fn ask_for_own_address(&mut self, now: Instant) {
+        for (to, request) in self.locator.ask(now) {
+            self.link.send_one(to, &request);
+        }
+        self.report_addresses();
+    }
+
+    /// Tells the server our addresses if they changed. Returns whether they did.
+    fn report_addresses(&mut self) -> bool {
+        let endpoints = self.locator.endpoints();
+        self.reports.send_if_modified(|report| {
+            let changed = report.endpoints != endpoints;
+            report.endpoints = endpoints;
+            changed
+        })
+    }
+}
+
+/// How long after the last sign of life a router counts as there, whatever the map says.
+const HEARD: Duration = Duration::from_secs(10);

@@ -1,0 +1,141 @@
+//! Dials and probes: the choice of the router, and the making of a flow.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use guildnet_model::{DialError, PeerContact};
+
+use super::{
+    HEARD, Node, Work,
+    flows::{Flow, Tuple},
+    peers::SlotId,
+};
+use crate::{
+    connector::Dial,
+    flow::Tcp,
+    health::Control,
+    netmap::Key,
+    routes::{Liveness, Unserved},
+    stream::FlowCell,
+};
+
+/// Local ports of flows: the dynamic range (RFC 6335, section 6).
+const PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+/// Tries to find a free port. The far end is part of what must be unique, so even the first is nearly always free.
+const PORT_TRIES: usize = 64;
+
+impl Node {
+    /// Opens a flow to a target in the cluster's networks; the answer comes when it is open or has failed.
+    pub(super) fn dial(&mut self, dial: Dial, now: Instant) {
+        match self.route(&dial, now) {
+            Ok((peer, inner)) => self.open(dial, peer, inner, false),
+            // Nobody waits any more: fine.
+            Err(error) => drop(dial.answer.send(Err(error))),
+        }
+    }
+
+    fn route(&self, dial: &Dial, now: Instant) -> Result<(SlotId, IpAddr), DialError> {
+        let target = dial.to;
+        if self.map.is_none() || matches!(self.facts.control, Control::NeedsKey { .. }) {
+            return Err(self.status.borrow().as_dial_error());
+        }
+        let IpAddr::V4(ip) = target.addr().ip() else { return Err(DialError::NoRoute { target }) };
+        let choice = self.routes.choose(ip, |key| self.liveness(key, now)).map_err(|why| match why {
+            Unserved::NoRoute => DialError::NoRoute { target },
+            Unserved::Offline => DialError::RouterOffline { target },
+        })?;
+        let peer = self.peers.by_node(choice.router).ok_or(DialError::RouterOffline { target })?;
+        Ok((peer, choice.inner))
+    }
+
+    pub(super) fn liveness(&self, key: Key, now: Instant) -> Liveness {
+        let Some(slot) = self.peers.by_node(key).and_then(|id| self.peers.get(id)) else { return Liveness::default() };
+        let heard = slot.path.last_received().is_some_and(|at| now.saturating_duration_since(at) < HEARD);
+        Liveness { heard, direct: slot.path.is_trusted(now) }
+    }
+
+    /// Opens a flow through the named peer, past the route and peer filters. A peer without a slot gets one for as long as
+    /// the flow lives.
+    pub(super) fn probe(&mut self, through: &PeerContact, dial: Dial, now: Instant) {
+        if self.map.is_none() || matches!(self.facts.control, Control::NeedsKey { .. }) {
+            let error = self.status.borrow().as_dial_error();
+            drop(dial.answer.send(Err(error)));
+            return;
+        }
+        let key = Key(through.node_key);
+        let peer = self.peers.by_node(key).unwrap_or_else(|| {
+            let id = self.peers.insert(&self.own, key, through.disco_key.map(Key), now);
+            if let Some(slot) = self.peers.get_mut(id) {
+                slot.probe = true;
+                slot.relay = through.home_relay;
+                slot.path.set_map_addresses(&through.endpoints);
+            }
+            id
+        });
+        let reachable =
+            self.relays.is_connected() || self.peers.get(peer).is_some_and(|s| s.path.addrs().next().is_some());
+        if reachable {
+            let inner = dial.to.addr().ip();
+            self.open(dial, peer, inner, true);
+        } else {
+            self.remove_probe(peer);
+            let why = "no relay is connected and no address of the peer is known".to_owned();
+            drop(dial.answer.send(Err(DialError::Io { target: dial.to, why })));
+        }
+    }
+
+    /// Removes a probed peer that has no flow.
+    fn remove_probe(&mut self, peer: SlotId) {
+        if self.peers.get(peer).is_some_and(|slot| slot.probe && slot.flows == 0) {
+            self.peers.remove(peer);
+        }
+    }
+
+    /// Makes the flow. Its SYN goes out at its first turn, once there is a session.
+    fn open(&mut self, dial: Dial, peer: SlotId, inner: IpAddr, probe: bool) {
+        let Dial { to: target, flow: id, answer } = dial;
+        let refuse = |answer: super::flows::Answer, error| {
+            // Nobody waits any more: fine.
+            drop(answer.send(Err(error)));
+        };
+        if self.flows.len() >= self.max_flows {
+            self.remove_probe(peer);
+            return refuse(answer, DialError::TooMany { limit: self.max_flows });
+        }
+        let own = self.map.as_ref().map(|map| map.self_node.info.addresses.as_slice()).unwrap_or_default();
+        let Some(local) = own.iter().find(|ip| ip.is_ipv4() == inner.is_ipv4()).copied() else {
+            self.remove_probe(peer);
+            let why = "this node has no address of that family".to_owned();
+            return refuse(answer, DialError::Io { target, why });
+        };
+        let remote = SocketAddr::new(inner, target.addr().port());
+        let tuple = |_| Tuple { peer, remote, local_port: rand::random_range(PORTS) };
+        let Some(tuple) = (0..PORT_TRIES).map(tuple).find(|tuple| self.flows.find(tuple).is_none()) else {
+            self.remove_probe(peer);
+            return refuse(answer, DialError::TooMany { limit: self.max_flows });
+        };
+        let from = SocketAddr::new(local, tuple.local_port);
+        let tcp = Tcp::connect(from, remote, self.window, self.start, rand::random());
+        let cell = Arc::new(FlowCell::new(id, tcp, self.flows.bell().clone()));
+        self.flows.insert(id, Flow::new(cell, tuple, local, target, answer, probe));
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.flows += 1;
+        }
+        self.make_runnable(id);
+    }
+
+    /// Resets flows whose router or network is no longer the cluster's.
+    pub(super) fn drop_unserved_flows(&mut self, work: &mut Work, now: Instant) {
+        let unserved = |flow: &super::flows::Flow| {
+            let router = self.peers.get(flow.tuple.peer).map(|slot| slot.key);
+            !flow.probe && !router.is_some_and(|key| self.routes.may_carry(key, flow.tuple.remote.ip()))
+        };
+        let gone: Vec<u64> = self.flows.iter().filter(|(_, flow)| unserved(flow)).map(|(id, _)| id).collect();
+        for id in gone {
+            self.reset_flow(id, work, now);
+        }
+    }
+}

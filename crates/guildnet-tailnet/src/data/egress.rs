@@ -1,0 +1,271 @@
+//! What goes out: what flows have to send is encrypted and sent by the path of the moment; small messages too.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use guildnet_model::DialError;
+
+use super::{Node, Work, peers::SlotId, relays};
+use crate::{
+    disco,
+    flow::{self, End, Phase},
+    path::Action,
+    stream::TailStream,
+    wg::{MESSAGE, OVERHEAD},
+};
+
+/// How long a flow that is closed in good order still answers a repeated FIN. Real stacks wait a minute or more; here
+/// ports and sequence numbers are random, so only the far end's peace of mind is at stake.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a flow that its application has left may take to deliver the rest.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(15);
+/// When a flow that wants to send but could not is looked at again. Nothing is known to cause it; it must not spin.
+const SECOND_LOOK: Duration = Duration::from_millis(1);
+
+impl Node {
+    /// Gives a flow its turn: collects and sends what it has, wakes its application, follows its life. Returns the number
+    /// of packets sent.
+    pub(super) fn pump(&mut self, id: u64, work: &mut Work, now: Instant) -> usize {
+        let Some(flow) = self.flows.get_mut(id) else { return 0 };
+        flow.queued = false;
+        flow.cell.taken();
+        let (peer, cell) = (flow.tuple.peer, flow.cell.clone());
+        if flow.answer.as_ref().is_some_and(|answer| answer.is_closed()) {
+            // Its dialler has gone.
+            cell.tcp().abort();
+        }
+        let Some(slot) = self.peers.get_mut(peer) else { return 0 };
+        if !slot.tunnel.is_up() {
+            self.stall(id, peer, work, now);
+            return 0;
+        }
+        let by_relay = slot.path.via(now).direct.is_none();
+        if by_relay && !self.relays.has_room(slot.relay, now) {
+            self.relay_waiting.push(id);
+            flow.queued = true;
+            return 0;
+        }
+        work.packets.clear_to(if by_relay { relays::BATCH } else { flow::BATCH });
+        let (due, wakers, phase, orphan) = {
+            let mut tcp = cell.tcp();
+            let due = tcp.output(now, &mut work.packets);
+            (due, tcp.wakers(), tcp.phase(), tcp.is_detached())
+        };
+        wakers.into_iter().flatten().for_each(std::task::Waker::wake);
+        let sent = work.packets.len();
+        if sent > 0 {
+            if by_relay {
+                self.relays.pace(slot.relay, sent, now);
+            }
+            self.transmit(peer, work, now);
+        }
+        if !self.follow(id, phase, orphan, now) {
+            return sent;
+        }
+        match due {
+            Some(at) if at <= now && sent > 0 => self.make_runnable(id),
+            Some(at) => self.flows.schedule(id, at.max(now + SECOND_LOOK)),
+            None => {}
+        }
+        sent
+    }
+
+    /// Acts on where a flow is in its life. Returns whether it lives on.
+    fn follow(&mut self, id: u64, phase: Phase, orphan: bool, now: Instant) -> bool {
+        let Some(flow) = self.flows.get_mut(id) else { return false };
+        match phase {
+            Phase::Connecting => {}
+            Phase::Open => {
+                if let Some(answer) = flow.answer.take() {
+                    // If nobody takes the stream it is dropped, and that closes the flow.
+                    let _ = answer.send(Ok(TailStream::new(flow.cell.clone())));
+                }
+            }
+            Phase::Lingering => {}
+            Phase::Closed(end) => {
+                self.remove_flow(id, end);
+                return false;
+            }
+        }
+        let patience = match phase {
+            Phase::Lingering => Some(LINGER),
+            Phase::Open if orphan => Some(ORPHAN_LIMIT),
+            _ => None,
+        };
+        if let Some(patience) = patience {
+            let limit = *flow.limit.get_or_insert(now + patience);
+            if limit <= now {
+                if phase == Phase::Lingering {
+                    self.remove_flow(id, End::Finished);
+                    return false;
+                }
+                // Its reset goes out at the turn that this asks for.
+                flow.cell.tcp().abort();
+                self.make_runnable(id);
+                return true;
+            }
+            self.flows.schedule(id, limit);
+        }
+        true
+    }
+
+    /// The flow waits until there is a session; one is begun if none is under way.
+    fn stall(&mut self, id: u64, peer: SlotId, work: &mut Work, now: Instant) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let phase = flow.cell.tcp().phase();
+        if let Phase::Closed(end) = phase {
+            self.remove_flow(id, end);
+            return;
+        }
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        if !std::mem::replace(&mut flow.stalled, true) {
+            slot.waiting.push(id);
+        }
+        if let Some(len) = slot.tunnel.begin(now, &mut work.plain) {
+            self.send_message(peer, &work.plain[..len], now);
+        }
+    }
+
+    /// Forgets a flow. Its application, if it is still there, learns the end from the flow's own state.
+    pub(super) fn remove_flow(&mut self, id: u64, end: End) {
+        let Some(flow) = self.flows.remove(id) else { return };
+        for waker in flow.cell.tcp().wakers().into_iter().flatten() {
+            waker.wake();
+        }
+        if let Some(answer) = flow.answer {
+            let error = match end {
+                End::Refused => DialError::Refused { target: flow.target },
+                End::Silent => DialError::Timeout { target: flow.target, after: crate::connector::DIAL_LIMIT },
+                _ => DialError::Io { target: flow.target, why: "the connection was given up".into() },
+            };
+            // Nobody waits any more: fine.
+            let _ = answer.send(Err(error));
+        }
+        let peer = flow.tuple.peer;
+        if let Some(slot) = self.peers.get_mut(peer) {
+            slot.flows -= 1;
+            slot.waiting.retain(|waiting| *waiting != id);
+            if slot.probe && slot.flows == 0 {
+                self.peers.remove(peer);
+            }
+        }
+    }
+
+    /// Resets a flow and forgets it.
+    pub(super) fn reset_flow(&mut self, id: u64, work: &mut Work, now: Instant) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let peer = flow.tuple.peer;
+        work.packets.clear();
+        {
+            let mut tcp = flow.cell.tcp();
+            tcp.abort();
+            tcp.output(now, &mut work.packets);
+        }
+        if !work.packets.is_empty() {
+            self.transmit(peer, work, now);
+        }
+        self.remove_flow(id, End::Reset);
+    }
+
+    /// Resets all flows.
+    pub(super) fn reset_flows(&mut self, work: &mut Work, now: Instant) {
+        for id in self.flows.ids() {
+            self.reset_flow(id, work, now);
+        }
+    }
+
+    /// Encrypts the scratch buffer's packets and sends them to a peer.
+    pub(super) fn transmit(&mut self, peer: SlotId, work: &mut Work, now: Instant) {
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        let Work { plain, packets, batch } = work;
+        let wants_answer = packets.iter().any(|packet| flow::parse(packet).is_some_and(|h| h.wants_answer));
+        let was_trusted = slot.path.is_trusted(now);
+        let via = slot.path.on_send(now, wants_answer, &mut self.actions);
+        if was_trusted && via.relay {
+            tracing::debug!(peer = ?slot.key, ?via, "direct path in doubt");
+        }
+        slot.tunnel.on_send(now, wants_answer);
+        let max_segments = self.link.max_segments();
+        for packet in packets.iter() {
+            slot.tx_bytes += packet.len() as u64;
+            let Some(to) = via.direct else {
+                if let Some(len) = slot.tunnel.seal(packet, plain)
+                    && !self.relays.send(slot.relay, slot.key, Bytes::copy_from_slice(&plain[..len]), now)
+                {
+                    self.dropped += 1;
+                }
+                continue;
+            };
+            if !batch.fits(to, packet.len() + OVERHEAD, max_segments) {
+                self.link.send(batch);
+            }
+            let Some(len) = slot.tunnel.seal(packet, batch.room()) else { continue };
+            if via.relay {
+                // A second copy beside the direct one: the peer's replay window drops whichever comes later.
+                let copy = Bytes::copy_from_slice(&batch.room()[..len]);
+                self.relays.send(slot.relay, slot.key, copy, now);
+            }
+            batch.add(to, len);
+        }
+        self.link.send(batch);
+        self.act(peer, now);
+    }
+
+    /// Sends a WireGuard message that is no data: a handshake's part, a keep-alive.
+    pub(super) fn send_message(&mut self, peer: SlotId, message: &[u8], now: Instant) {
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        let is_initiation = message.len() == MESSAGE;
+        if is_initiation {
+            tracing::debug!(peer = ?slot.key, up = slot.tunnel.is_up(), "handshake begun");
+        }
+        let via = if is_initiation { slot.path.on_send(now, true, &mut self.actions) } else { slot.path.via(now) };
+        if let Some(to) = via.direct {
+            self.link.send_one(to, message);
+        } else if slot.probe {
+            // A probe must try everything: no pong will ever name a path to a peer that does not know us.
+            for to in slot.path.addrs() {
+                self.link.send_one(to, message);
+            }
+        }
+        // Initiations always go by the relay too: they are what finds out whether the peer is there.
+        if via.relay || is_initiation {
+            self.relays.send(slot.relay, slot.key, Bytes::copy_from_slice(message), now);
+        }
+        self.act(peer, now);
+    }
+
+    /// Does what a path asked for.
+    pub(super) fn act(&mut self, peer: SlotId, now: Instant) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Ping { to, id } => self.send_ping(peer, to, id),
+                Action::Call => {
+                    if !self.locator.is_fresh(now) {
+                        // The answer, if it brings another address, makes one more call.
+                        self.ask_for_own_address(now);
+                    }
+                    self.send_call(peer);
+                }
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn send_ping(&mut self, peer: SlotId, to: std::net::SocketAddr, id: crate::path::PingId) {
+        let Some(disco) = self.peers.get(peer).and_then(|slot| slot.disco) else { return };
+        let node = self.identity.node().public;
+        if let Some(ping) = disco::ping(self.identity.disco(), node, disco, id) {
+            self.link.send_one(to, &ping);
+        }
+    }
+
+    /// Tells a peer our addresses, through the relay.
+    pub(super) fn send_call(&mut self, peer: SlotId) {
+        let Some(slot) = self.peers.get(peer) else { return };
+        let Some(disco) = slot.disco else { return };
+        if let Some(call) = disco::call(self.identity.disco(), disco, &self.locator.endpoints()) {
+            self.relays.send(slot.relay, slot.key, call.into(), Instant::now());
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The flows of a connector: how they are found by a packet's addresses, and when they want a turn.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use guildnet_model::{DialError, Target};
+use tokio::sync::oneshot;
+
+use super::peers::SlotId;
+use crate::stream::{Bell, FlowCell, TailStream};
+
+/// Who waits for a flow to open.
+pub(super) type Answer = oneshot::Sender<Result<TailStream, DialError>>;
+
+/// What a packet must match to belong to a flow. The peer is part of it: a flow takes packets only from the peer through
+/// which it was dialled, whatever their addresses say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tuple {
+    pub(super) peer: SlotId,
+    pub(super) remote: SocketAddr,
+    pub(super) local_port: u16,
+}
+
+/// A flow.
+pub(super) struct Flow {
+    pub(super) cell: Arc<FlowCell>,
+    pub(super) tuple: Tuple,
+    pub(super) local: IpAddr,
+    /// As its dialler named it.
+    pub(super) target: Target,
+    /// Dialled past the route filter.
+    pub(super) probe: bool,
+    pub(super) answer: Option<Answer>,
+    /// Whether it is in line for a turn.
+    pub(super) queued: bool,
+    /// Whether it waits for a session.
+    pub(super) stalled: bool,
+    /// When it is given up, once its end has begun.
+    pub(super) limit: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Flow {
+    /// A flow whose dialler waits for `answer`.
+    pub(super) const fn new(
+        cell: Arc<FlowCell>,
+        tuple: Tuple,
+        local: IpAddr,
+        target: Target,
+        answer: Answer,
+        probe: bool,
+    ) -> Self {
+        let answer = Some(answer);
+        let (queued, stalled, limit, due) = (false, false, None, None);
+        Self { cell, tuple, local, target, probe, answer, queued, stalled, limit, due }
+    }
+}
+
+/// All of them.
+pub(super) struct Flows {
+    flows: HashMap<u64, Flow>,
+    by_tuple: HashMap<Tuple, u64>,
+    /// About one entry per flow; an entry that is not its flow's `due` any more is void.
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    bell: Arc<Bell>,
+}
+
+impl Flows {
+    pub(super) fn new(bell: Arc<Bell>) -> Self {
+        Self { flows: HashMap::new(), by_tuple: HashMap::new(), due: BinaryHeap::new(), bell }
+    }
+
+    pub(super) const fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Flow> {
+        self.flows.get_mut(&id)
+    }
+
+    pub(super) fn find(&self, tuple: &Tuple) -> Option<u64> {
+        self.by_tuple.get(tuple).copied()
+    }
+
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.flows.keys().copied().collect()
+    }
+
+    /// The flows through a peer.
+    pub(super) fn of(&self, peer: SlotId) -> Vec<u64> {
+        self.flows.iter().filter(|(_, flow)| flow.tuple.peer == peer).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Flow)> {
+        self.flows.iter().map(|(id, flow)| (*id, flow))
+    }
+
+    pub(super) fn insert(&mut self, id: u64, flow: Flow) {
+        self.by_tuple.insert(flow.tuple, id);
+        self.flows.insert(id, flow);
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Flow> {
+        let flow = self.flows.remove(&id)?;
+        self.by_tuple.remove(&flow.tuple);
+        Some(flow)
+    }
+
+    /// The flow wants a turn at `at`, or earlier if it said so before.
+    pub(super) fn schedule(&mut self, id: u64, at: Instant) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && flow.due.is_none_or(|due| at < due)
+        {
+            flow.due = Some(at);
+            self.due.push(Reverse((at, id)));
+        }
+    }
+
+    /// The next flow whose time has come.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<u64> {
+        while let Some(Reverse((at, id))) = self.due.peek().copied() {
+            if at > now {
+                return None;
+            }
+            self.due.pop();
+            if let Some(flow) = self.flows.get_mut(&id)
+                && flow.due == Some(at)
+            {
+                flow.due = None;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|Reverse((at, _))| *at)
+    }
+}

@@ -1,0 +1,188 @@
+//! What comes in: a datagram is told apart, opened, checked and given to its flow.
+//!
+//! Accepted are: STUN answers to our own requests; disco messages and WireGuard of peers that have a slot; of WireGuard's
+//! content only TCP packets of flows that were dialled through that very peer. Everything else is dropped and counted.
+
+use std::{net::SocketAddr, time::Instant};
+
+use super::{Node, PLAIN, Work, flows::Tuple, peers::SlotId};
+use crate::{
+    disco::{self, Message},
+    flow, stun,
+    wg::{self, Kind, Opened},
+};
+
+/// Where a datagram came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// The socket.
+    Direct(SocketAddr),
+    /// A relay. Who it says has sent it does not matter: disco and WireGuard prove that themselves.
+    Relay,
+}
+
+impl Node {
+    /// Takes one datagram.
+    pub(super) fn on_datagram(&mut self, source: Source, datagram: &[u8], work: &mut Work, now: Instant) {
+        if let Some(kind) = wg::classify(datagram) {
+            self.on_wireguard(source, kind, datagram, work, now);
+        } else if disco::is_disco(datagram) {
+            self.on_disco(source, datagram, now);
+        } else if stun::is_answer(datagram) {
+            self.on_stun(datagram, now);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    fn on_stun(&mut self, datagram: &[u8], now: Instant) {
+        let Some(answer) = stun::parse(datagram) else { return };
+        if let Some((region, rtt)) = self.locator.on_answer(answer, now) {
+            self.relays.on_rtt(region, rtt);
+        }
+        if self.report_addresses() {
+            // Whoever looks for a path to us should know where we are now.
+            for id in self.peers.ids() {
+                if self.peers.get(id).is_some_and(|slot| slot.is_wanted(now) && !slot.path.is_trusted(now)) {
+                    self.send_call(id);
+                }
+            }
+        }
+    }
+
+    fn on_disco(&mut self, source: Source, datagram: &[u8], now: Instant) {
+        let Some((key, id)) = disco::sender(datagram).and_then(|key| Some((key, self.peers.by_disco(key)?))) else {
+            self.dropped += 1;
+            return;
+        };
+        let Some(message) = disco::open(&mut datagram.to_vec(), self.identity.disco()) else {
+            self.dropped += 1;
+            return;
+        };
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        match (message, source) {
+            (Message::Ping { id: ping }, Source::Direct(from)) => {
+                slot.path.on_ping(now, from, &mut self.actions);
+                if let Some(pong) = disco::pong(self.identity.disco(), key, ping, from) {
+                    self.link.send_one(from, &pong);
+                }
+            }
+            (Message::Pong { id: ping }, Source::Direct(_)) => {
+                if slot.path.on_pong(now, ping) {
+                    tracing::debug!(peer = ?slot.key, via = ?slot.path.via(now), "direct path trusted");
+                    self.changed = true;
+                    if !std::mem::replace(&mut slot.met, true) {
+                        slot.tunnel.begin_soon(now);
+                    }
+                }
+            }
+            // Only the relay proves that the peer itself sends it now: a call that was recorded can't be replayed there.
+            (Message::Call { addrs }, Source::Relay) => slot.path.on_call(now, &addrs, &mut self.actions),
+            _ => self.dropped += 1,
+        }
+        self.act(id, now);
+    }
+
+    fn on_wireguard(&mut self, source: Source, kind: Kind, datagram: &[u8], work: &mut Work, now: Instant) {
+        let id = match kind {
+            Kind::Initiation => self.admit(source, datagram, work),
+            Kind::For(number) => self.peers.by_number(number),
+        };
+        let Some(id) = id else {
+            self.dropped += 1;
+            return;
+        };
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        if datagram.len() > PLAIN {
+            self.dropped += 1;
+            return;
+        }
+        let (was_up, was_trying) = (slot.tunnel.is_up(), slot.tunnel.is_trying());
+        let opened = slot.tunnel.open(now, datagram, &mut work.plain);
+        let reply = match opened {
+            Opened::Refused => {
+                self.dropped += 1;
+                return;
+            }
+            Opened::Empty => None,
+            Opened::Reply(message) => {
+                tracing::debug!(peer = ?slot.key, ?kind, ?source, "handshake answered");
+                Some(message.len())
+            }
+            Opened::Packet(packet) => {
+                slot.rx_bytes += packet.len() as u64;
+                let length = packet.len();
+                slot.path.on_received(now);
+                self.on_packet(id, length, work, now);
+                None
+            }
+        };
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        slot.path.on_received(now);
+        let renewed = was_trying && !slot.tunnel.is_trying();
+        if let Some(len) = reply {
+            self.send_message(id, &work.plain[..len], now);
+        }
+        if !was_up || renewed {
+            self.on_session(id);
+        }
+    }
+
+    /// Whose handshake begins, if we let it.
+    fn admit(&mut self, source: Source, datagram: &[u8], work: &mut Work) -> Option<SlotId> {
+        let from = match source {
+            Source::Direct(from) => Some(from),
+            Source::Relay => None,
+        };
+        match self.own.admit(from.map(|addr| addr.ip()), datagram, &mut work.plain) {
+            Ok(()) => self.peers.by_node(self.own.initiator(datagram)?),
+            Err(cookie) => {
+                if let (Some(from), Some(len)) = (from, cookie) {
+                    self.link.send_one(from, &work.plain[..len]);
+                }
+                None
+            }
+        }
+    }
+
+    /// There may be a new session now: what waited for one goes on, and what was sent with a lost one is sent again.
+    fn on_session(&mut self, id: SlotId) {
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        if !slot.tunnel.is_up() {
+            return;
+        }
+        self.changed = true;
+        slot.waiting.clear();
+        for id in self.flows.of(id) {
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            let stalled = std::mem::replace(&mut flow.stalled, false);
+            let connecting = flow.answer.is_some();
+            if connecting {
+                flow.cell.tcp().repeat_syn();
+            }
+            if stalled || connecting {
+                self.make_runnable(id);
+            }
+        }
+    }
+
+    /// An IP packet from a peer, in the first `length` bytes of the scratch buffer.
+    fn on_packet(&mut self, peer: SlotId, length: usize, work: &mut Work, now: Instant) {
+        let packet = &work.plain[..length];
+        let flow = flow::parse(packet).and_then(|header| {
+            let tuple = Tuple { peer, remote: header.from, local_port: header.to.port() };
+            let id = self.flows.find(&tuple)?;
+            self.flows.get_mut(id).filter(|flow| flow.local == header.to.ip()).map(|flow| (id, flow.cell.clone()))
+        });
+        let Some((id, cell)) = flow else {
+            self.dropped += 1;
+            return;
+        };
+        work.packets.clear();
+        cell.tcp().input(now, packet, &mut work.packets);
+        if !work.packets.is_empty() {
+            self.transmit(peer, work, now);
+        }
+        self.make_runnable(id);
+    }
+}

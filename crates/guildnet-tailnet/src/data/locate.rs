@@ -1,0 +1,199 @@
+//! Where this node can be reached by UDP: its interfaces' addresses, and what STUN servers see.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use crate::{
+    netmap::{NetMap, Relay},
+    path,
+    stun::{self, Answer, TransactionId},
+};
+
+/// How often STUN servers are asked while there is traffic: below the 30 s after which many NATs forget a mapping. Source:
+/// magicsock, `endpointsFreshEnoughDuration` and its 20 to 26 s re-STUN.
+const INTERVAL: Duration = Duration::from_secs(24);
+/// The same while there is none: just enough to notice that the machine has moved to another network.
+const IDLE_INTERVAL: Duration = Duration::from_secs(300);
+/// How long an answer is believed without another one.
+const FRESH: Duration = Duration::from_secs(60);
+/// An answer that takes longer than this is not waited for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// The least time between two rounds of requests.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Servers that are asked: two are enough to tell a hard NAT from others, three to survive the loss of one.
+const MAX_SERVERS: usize = 3;
+/// Addresses of this machine that are told. More would be bridges of containers.
+const MAX_LOCAL: usize = 16;
+
+/// The STUN side of a relay.
+pub(super) type Server = (u16, SocketAddr);
+
+/// What is known of this node's addresses.
+pub(super) struct Locator {
+    port: u16,
+    local: Vec<Ipv4Addr>,
+    /// Relays of the map, to see whether they changed.
+    relays: Vec<Relay>,
+    servers: Vec<Server>,
+    pending: HashMap<TransactionId, (Server, Instant)>,
+    /// By server: how it saw us, and when.
+    seen: HashMap<SocketAddr, (SocketAddr, Instant)>,
+    asked: Option<Instant>,
+    resolving: JoinSet<Vec<Server>>,
+}
+
+impl Locator {
+    pub(super) fn new(port: u16) -> Self {
+        Self {
+            port,
+            local: interface_addresses(),
+            relays: Vec::new(),
+            servers: Vec::new(),
+            pending: HashMap::new(),
+            seen: HashMap::new(),
+            asked: None,
+            resolving: JoinSet::new(),
+        }
+    }
+
+    /// The relays of a new map: their STUN servers are looked up if they changed.
+    pub(super) fn apply(&mut self, map: &NetMap) {
+        if self.relays == map.relays {
+            return;
+        }
+        self.relays.clone_from(&map.relays);
+        self.servers.clear();
+        let mut unresolved = Vec::new();
+        for relay in map.relays.iter().filter(|relay| relay.stun_port.is_some()).take(MAX_SERVERS) {
+            let port = relay.stun_port.unwrap_or_default();
+            let ip = relay.ipv4.or_else(|| relay.host.parse().ok());
+            match ip {
+                Some(ip) => self.servers.push((relay.region, SocketAddr::new(ip.into(), port))),
+                None => unresolved.push((relay.region, relay.host.clone(), port)),
+            }
+        }
+        self.asked = None;
+        if !unresolved.is_empty() {
+            self.resolving.abort_all();
+            self.resolving.spawn(resolve(unresolved));
+        }
+    }
+
+    /// Waits for servers whose names were looked up; forever if none are.
+    pub(super) async fn resolved(&mut self) -> Vec<Server> {
+        loop {
+            match self.resolving.join_next().await {
+                Some(Ok(servers)) => return servers,
+                // Aborted: a newer look-up is under way.
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Adds servers whose names were looked up.
+    pub(super) fn set_servers(&mut self, servers: Vec<Server>) {
+        self.servers.extend(servers);
+        self.asked = None;
+    }
+
+    /// Whether nobody was asked yet although there is somebody.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.asked.is_none() && !self.servers.is_empty()
+    }
+
+    /// Whether what is known is of now, or nobody can tell.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.servers.is_empty() || self.asked.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL)
+    }
+
+    /// Requests to send now. The machine's own addresses are read again, too.
+    pub(super) fn ask(&mut self, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
+        if self.asked.is_some_and(|at| now.saturating_duration_since(at) < PAUSE) {
+            return Vec::new();
+        }
+        self.asked = Some(now);
+        self.local = interface_addresses();
+        self.pending.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANSWER_LIMIT);
+        self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < FRESH.max(IDLE_INTERVAL + FRESH));
+        let servers = self.servers.clone();
+        let request = |server: Server| {
+            let id: TransactionId = rand::random();
+            self.pending.insert(id, (server, now));
+            (server.1, stun::request(id))
+        };
+        servers.into_iter().map(request).collect()
+    }
+
+    /// Takes an answer. Returns the server's region and how long it took; `None` if we did not ask.
+    pub(super) fn on_answer(&mut self, answer: Answer, now: Instant) -> Option<(u16, Duration)> {
+        let ((region, server), at) = self.pending.remove(&answer.id)?;
+        self.seen.insert(server, (answer.seen, now));
+        Some((region, now.saturating_duration_since(at)))
+    }
+
+    /// When servers should be asked again.
+    pub(super) fn next_due(&self, active: bool) -> Option<Instant> {
+        let interval = if active { INTERVAL } else { IDLE_INTERVAL };
+        self.asked.filter(|_| !self.servers.is_empty()).map(|at| at + interval)
+    }
+
+    /// Where this node may be reached, the most likely first. If servers see different ports (a hard NAT), the seen address
+    /// with our own port is named too: some NATs keep it where they can.
+    pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
+        let mut seen: Vec<SocketAddr> = self.seen.values().map(|(addr, _)| *addr).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        if seen.len() > 1 {
+            let guesses: Vec<_> = seen.iter().map(|addr| SocketAddr::new(addr.ip(), self.port)).collect();
+            seen.extend(guesses);
+        }
+        let local = self.local.iter().map(|ip| SocketAddr::new(IpAddr::V4(*ip), self.port));
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for addr in seen.into_iter().chain(local) {
+            if path::is_usable(addr) && !all.contains(&addr) {
+                all.push(addr);
+            }
+        }
+        all
+    }
+
+    /// Ends look-ups that are under way.
+    pub(super) async fn stop(&mut self) {
+        self.resolving.shutdown().await;
+    }
+}
+
+async fn resolve(names: Vec<(u16, String, u16)>) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for (region, host, port) in names {
+        match tokio::net::lookup_host((host.as_str(), port)).await {
+            Ok(addrs) => servers.extend(addrs.filter(SocketAddr::is_ipv4).take(1).map(|addr| (region, addr))),
+            Err(error) => tracing::debug!(region, %error, "a STUN server's name can't be looked up"),
+        }
+    }
+    servers
+}
+
+/// The IPv4 addresses of interfaces that are up. Loopback only if there is nothing else: then all peers are on this machine.
+fn interface_addresses() -> Vec<Ipv4Addr> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!(%error, "the machine's addresses can't be read");
+            return Vec::new();
+        }
+    };
+    let up = interfaces.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
+    let all: Vec<Ipv4Addr> = up.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip())).collect();
+    let mut others: Vec<Ipv4Addr> = all.iter().copied().filter(|ip| !ip.is_loopback()).take(MAX_LOCAL).collect();
+    if others.is_empty() {
+        others = all;
+    }
+    others
+}

@@ -1,0 +1,222 @@
+//! The peers that this connector talks to: its cluster's routers, and for a while those that a probe names.
+//!
+//! Everybody else in the network map has no slot, so nothing from them is even decrypted.
+
+use std::{collections::HashMap, rc::Rc, sync::Arc, time::Instant};
+
+use super::{Node, Work};
+use crate::{
+    netmap::{Key, NetMap, Peer},
+    path::Path,
+    routes::{self, Routes},
+    wg::{OwnKey, Tunnel},
+};
+
+/// A peer's place.
+pub(super) type SlotId = usize;
+
+/// What is known of one peer.
+pub(super) struct Slot {
+    pub(super) key: Key,
+    pub(super) disco: Option<Key>,
+    /// Region of its home relay.
+    pub(super) relay: Option<u16>,
+    pub(super) online: bool,
+    pub(super) tunnel: Tunnel,
+    pub(super) path: Path,
+    /// One of the cluster's routers, kept ready for dials.
+    pub(super) warm: bool,
+    /// Not from the map: gone with its last flow.
+    pub(super) probe: bool,
+    /// Whether it has ever answered a ping of this run: then it knows our disco key.
+    pub(super) met: bool,
+    /// Flows that wait for a session.
+    pub(super) waiting: Vec<u64>,
+    pub(super) flows: usize,
+    pub(super) rx_bytes: u64,
+    pub(super) tx_bytes: u64,
+}
+
+impl Slot {
+    /// Whether a session and a path to it are wanted now.
+    pub(super) fn is_wanted(&self, now: Instant) -> bool {
+        (self.warm && self.online) || self.flows > 0 || self.path.is_active(now)
+    }
+}
+
+/// All slots, and how they are found.
+#[derive(Default)]
+pub(super) struct Peers {
+    slots: Vec<Option<Box<Slot>>>,
+    by_node: HashMap<Key, SlotId>,
+    by_disco: HashMap<Key, SlotId>,
+    by_number: HashMap<u32, SlotId>,
+}
+
+impl Peers {
+    pub(super) fn get(&self, id: SlotId) -> Option<&Slot> {
+        self.slots.get(id)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(id)?.as_deref_mut()
+    }
+
+    pub(super) fn by_node(&self, key: Key) -> Option<SlotId> {
+        self.by_node.get(&key).copied()
+    }
+
+    pub(super) fn by_disco(&self, key: Key) -> Option<SlotId> {
+        self.by_disco.get(&key).copied()
+    }
+
+    pub(super) fn by_number(&self, number: u32) -> Option<SlotId> {
+        self.by_number.get(&number).copied()
+    }
+
+    pub(super) fn ids(&self) -> Vec<SlotId> {
+        (0..self.slots.len()).filter(|id| self.slots[*id].is_some()).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().flatten().map(Box::as_ref)
+    }
+
+    /// A new slot for a peer that has none.
+    pub(super) fn insert(&mut self, own: &Rc<OwnKey>, key: Key, disco: Option<Key>, now: Instant) -> SlotId {
+        let number = loop {
+            let number = rand::random::<u32>() >> 8;
+            if !self.by_number.contains_key(&number) {
+                break number;
+            }
+        };
+        let slot = Slot {
+            key,
+            disco,
+            relay: None,
+            online: true,
+            tunnel: Tunnel::new(own.clone(), key, number, now),
+            path: Path::new(rand::random(), false),
+            warm: false,
+            probe: false,
+            met: false,
+            waiting: Vec::new(),
+            flows: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let id = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[id] = Some(Box::new(slot));
+        self.by_node.insert(key, id);
+        self.by_number.insert(number, id);
+        if let Some(disco) = disco {
+            self.by_disco.insert(disco, id);
+        }
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: SlotId) {
+        let Some(slot) = self.slots.get_mut(id).and_then(Option::take) else { return };
+        self.by_node.remove(&slot.key);
+        self.by_number.remove(&slot.tunnel.number());
+        if let Some(disco) = slot.disco {
+            self.by_disco.remove(&disco);
+        }
+    }
+
+    fn set_disco(&mut self, id: SlotId, disco: Option<Key>) {
+        let Some(slot) = self.slots.get_mut(id).and_then(Option::as_mut) else { return };
+        if let Some(old) = std::mem::replace(&mut slot.disco, disco) {
+            self.by_disco.remove(&old);
+        }
+        if let Some(new) = disco {
+            self.by_disco.insert(new, id);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When the next timer of a peer is due. There are few peers: looking at all costs less than keeping track.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.iter().flat_map(|slot| [slot.path.next(), slot.tunnel.next()]).flatten().min()
+    }
+
+    pub(super) fn any_active(&self, now: Instant) -> bool {
+        self.iter().any(|slot| slot.path.is_active(now))
+    }
+}
+
+impl Node {
+    /// Takes a new network map: routers come, go, move and restart; relays too.
+    pub(super) fn apply_map(&mut self, map: Arc<NetMap>, work: &mut Work, now: Instant) {
+        self.routes = Routes::new(&map, &self.spec.cluster, &self.spec.routes, self.spec.site);
+        self.relays.apply(&map);
+        self.locator.apply(&map);
+        let trusted: Vec<&Peer> =
+            map.peers.values().map(Arc::as_ref).filter(|peer| routes::is_trusted(peer, &self.spec.cluster)).collect();
+        // Gone from the map, or another key: nothing of the old one may live on.
+        for id in self.peers.ids() {
+            let gone = self.peers.get(id).is_some_and(|s| !s.probe && !trusted.iter().any(|p| p.node_key == s.key));
+            if gone {
+                self.drop_peer(id, work, now);
+            }
+        }
+        for peer in trusted {
+            self.apply_peer(peer, work, now);
+        }
+        self.map = Some(map);
+        self.choose_home(now);
+        self.drop_unserved_flows(work, now);
+        if self.locator.is_unasked() {
+            self.ask_for_own_address(now);
+        }
+    }
+
+    fn apply_peer(&mut self, peer: &Peer, work: &mut Work, now: Instant) {
+        let serves = self.routes.routers().iter().find(|r| r.key == peer.node_key);
+        let warm = serves.is_some_and(|r| !r.plain.is_empty() || !r.via6.is_empty());
+        let (id, is_new) = match self.peers.by_node(peer.node_key) {
+            Some(id) => (id, false),
+            None => (self.peers.insert(&self.own, peer.node_key, peer.disco_key, now), true),
+        };
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        let online = peer.online != Some(false);
+        let restarted = !is_new && slot.disco != peer.disco_key;
+        let came_back = online && (!slot.online || restarted || is_new || (warm && !slot.warm));
+        slot.relay = peer.home_relay;
+        slot.online = online;
+        slot.warm = warm;
+        slot.probe = false;
+        slot.path.set_warm(warm && online);
+        if restarted {
+            slot.path.forget();
+        }
+        slot.path.set_map_addresses(&peer.endpoints);
+        self.peers.set_disco(id, peer.disco_key);
+        if !came_back {
+            return;
+        }
+        // Ready before the first dial, and again after a restart: the session is renewed beside the old one.
+        let Some(slot) = self.peers.get_mut(id) else { return };
+        if slot.is_wanted(now) {
+            slot.path.search(now, &mut self.actions);
+            if let Some(len) = slot.tunnel.begin_again(now, &mut work.plain) {
+                self.send_message(id, &work.plain[..len], now);
+            }
+            self.act(id, now);
+        }
+    }
+
+    /// Forgets a peer; its flows are reset.
+    pub(super) fn drop_peer(&mut self, id: SlotId, work: &mut Work, now: Instant) {
+        for flow in self.flows.of(id) {
+            self.reset_flow(flow, work, now);
+        }
+        self.peers.remove(id);
+    }
+}

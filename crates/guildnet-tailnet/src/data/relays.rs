@@ -1,0 +1,276 @@
+//! The relay connections of a connector: the home relay, at which peers find it, and those at which its peers are found.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    netmap::{Key, NetMap, Relay},
+    relay::{self, RelayEvent},
+    state::Identity,
+};
+
+/// Packets that a flow may put out in one turn for a relay. A relay keeps 32 for each receiver and drops the oldest if there
+/// are more (tailscale `derp/derpserver`, `defaultPerClientSendQueueDepth`), so large bursts would lose their own heads.
+pub(super) const BATCH: usize = 16;
+/// Packets that may wait for one relay, acknowledgements and handshakes included. More would only be old when they arrive.
+const WAITING: usize = 64;
+/// What must be free before a flow puts out a turn's worth: at most one such turn waits already.
+const ROOM: usize = WAITING - BATCH;
+/// The pace of flows through one relay, per packet: about 20 MB/s, what a relay was seen to pass on. Without a pace its queue
+/// for the receiver overflows in bursts, and each lost tail costs a retransmission timeout of a second.
+const PACE: Duration = Duration::from_micros(60);
+/// How far a flow may run ahead of the pace: half a turn's worth, so that small exchanges never wait.
+const AHEAD: Duration = Duration::from_micros(500);
+/// Events of all relays that may wait; the relays wait if there are more, and so do their senders.
+const WAITING_EVENTS: usize = 256;
+/// A relay that is not home and was not used for so long is left.
+const IDLE: Duration = Duration::from_secs(60);
+/// A home relay that is down for so long is given up for another one. Longer than the first retry, so that a relay that
+/// is merely restarted stays home.
+const HOME_PATIENCE: Duration = Duration::from_secs(5);
+/// A relay that failed as home is not chosen again for so long.
+const PENALTY: Duration = Duration::from_secs(60);
+
+/// One connection.
+struct Live {
+    relay: Relay,
+    outgoing: mpsc::Sender<(Key, Bytes)>,
+    cancel: CancellationToken,
+    connected: bool,
+    down_since: Option<Instant>,
+    trouble: Option<String>,
+    used: Instant,
+    /// When the flows' packets so far have passed at the pace.
+    passed: Instant,
+}
+
+/// All of them.
+pub(super) struct Relays {
+    identity: Arc<Identity>,
+    tls: Arc<rustls::ClientConfig>,
+    known: Vec<Relay>,
+    live: HashMap<u16, Live>,
+    home: Option<u16>,
+    rtts: HashMap<u16, Duration>,
+    failed: HashMap<u16, Instant>,
+    /// A region whose queue is full and for which a flow waits.
+    full: Option<u16>,
+    events: mpsc::Sender<RelayEvent>,
+    tasks: JoinSet<()>,
+}
+
+impl Relays {
+    pub(super) fn new(identity: Arc<Identity>, tls: Arc<rustls::ClientConfig>) -> (Self, mpsc::Receiver<RelayEvent>) {
+        let (events, receiver) = mpsc::channel(WAITING_EVENTS);
+        let relays = Self {
+            identity,
+            tls,
+            known: Vec::new(),
+            live: HashMap::new(),
+            home: None,
+            rtts: HashMap::new(),
+            failed: HashMap::new(),
+            full: None,
+            events,
+            tasks: JoinSet::new(),
+        };
+        (relays, receiver)
+    }
+
+    /// The relays of a new map. Connections to relays that changed or are gone are closed.
+    pub(super) fn apply(&mut self, map: &NetMap) {
+        self.known.clone_from(&map.relays);
+        let known = &self.known;
+        self.live.retain(|_, live| {
+            let keep = known.contains(&live.relay);
+            if !keep {
+                live.cancel.cancel();
+            }
+            keep
+        });
+        self.home = self.home.filter(|home| known.iter().any(|relay| relay.region == *home));
+    }
+
+    /// The home relay's region.
+    pub(super) const fn home(&self) -> Option<u16> {
+        self.home
+    }
+
+    /// The home relay's region, if it is connected.
+    pub(super) fn connected_home(&self) -> Option<u16> {
+        self.home.filter(|home| self.live.get(home).is_some_and(|live| live.connected))
+    }
+
+    /// Whether the home relay is connected.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected_home().is_some()
+    }
+
+    /// Why the home relay is not connected.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match self.home {
+            Some(home) => self.live.get(&home)?.trouble.clone(),
+            None => self.known.is_empty().then(|| "the network map names none".to_owned()),
+        }
+    }
+
+    /// Chooses a home if there is none or if the one of now is down for too long. Returns the new one's region.
+    ///
+    /// First the one of the last run, so that peers find this node where they look; then the nearest by STUN; then the
+    /// lowest number, so that all choose alike.
+    pub(super) fn choose_home(&mut self, map: &NetMap, before: Option<u16>, now: Instant) -> Option<u16> {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        if let Some(home) = self.home {
+            let down = self.live.get(&home).and_then(|live| live.down_since);
+            if down.is_none_or(|at| since(at) < HOME_PATIENCE) || map.relays.len() < 2 {
+                return None;
+            }
+            self.failed.insert(home, now);
+        }
+        self.failed.retain(|_, at| now.saturating_duration_since(*at) < PENALTY);
+        let rank = |relay: &&Relay| {
+            let region = relay.region;
+            let rtt = self.rtts.get(&region).copied().unwrap_or(Duration::MAX);
+            (self.failed.contains_key(&region), Some(region) != before, rtt, region)
+        };
+        let region = map.relays.iter().min_by_key(rank)?.region;
+        if self.home == Some(region) {
+            return None;
+        }
+        self.home = Some(region);
+        self.connect(region, now);
+        Some(region)
+    }
+
+    pub(super) fn on_connected(&mut self, region: u16) {
+        if let Some(live) = self.live.get_mut(&region) {
+            live.connected = true;
+            live.down_since = None;
+            live.trouble = None;
+        }
+    }
+
+    pub(super) fn on_down(&mut self, region: u16, why: String, now: Instant) {
+        if let Some(live) = self.live.get_mut(&region) {
+            live.connected = false;
+            live.down_since.get_or_insert(now);
+            live.trouble = Some(why);
+        }
+    }
+
+    pub(super) fn on_rtt(&mut self, region: u16, rtt: Duration) {
+        self.rtts.insert(region, rtt);
+    }
+
+    /// Whether a flow may put out packets for a peer of this region.
+    pub(super) fn has_room(&mut self, region: Option<u16>, now: Instant) -> bool {
+        let Some(region) = region.or(self.home) else { return true };
+        let has_room = |live: &Live| live.outgoing.capacity() >= ROOM && live.passed <= now + AHEAD;
+        let room = self.live.get(&region).is_none_or(has_room);
+        if !room {
+            self.full = Some(region);
+        }
+        room
+    }
+
+    /// Waits until the relay that had no room has some; forever if none is waited for.
+    pub(super) async fn room(&mut self) {
+        if let Some(region) = self.full
+            && let Some(live) = self.live.get(&region)
+        {
+            sleep_until((live.passed - AHEAD).into()).await;
+            // An error means that the connection has ended: then nothing is in the way either.
+            let _ = live.outgoing.reserve_many(ROOM).await;
+        } else if self.full.is_none() {
+            std::future::pending::<()>().await;
+        }
+        self.full = None;
+    }
+
+    /// Sends a packet to a peer at the relay of `region`, else at home. Returns whether it was taken.
+    pub(super) fn send(&mut self, region: Option<u16>, to: Key, packet: Bytes, now: Instant) -> bool {
+        let Some(region) = region.or(self.home) else { return false };
+        if !self.live.contains_key(&region) {
+            self.connect(region, now);
+        }
+        let Some(live) = self.live.get_mut(&region) else { return false };
+        live.used = now;
+        live.outgoing.try_send((to, packet)).is_ok()
+    }
+
+    /// A flow has put out packets for the relay of `region`, else for home: the next ones keep the pace.
+    pub(super) fn pace(&mut self, region: Option<u16>, packets: usize, now: Instant) {
+        if let Some(live) = region.or(self.home).and_then(|region| self.live.get_mut(&region)) {
+            live.passed = live.passed.max(now) + PACE * u32::try_from(packets).unwrap_or(u32::MAX);
+        }
+    }
+
+    fn connect(&mut self, region: u16, now: Instant) {
+        if self.live.contains_key(&region) {
+            return;
+        }
+        let Some(relay) = self.known.iter().find(|relay| relay.region == region).cloned() else { return };
+        let (outgoing, waiting) = mpsc::channel(WAITING);
+        let cancel = CancellationToken::new();
+        let is_home = self.home == Some(region);
+        self.tasks.spawn(relay::run(
+            relay.clone(),
+            self.identity.clone(),
+            self.tls.clone(),
+            waiting,
+            self.events.clone(),
+            is_home,
+            cancel.clone(),
+        ));
+        let (connected, down_since, trouble) = (false, None, None);
+        let (used, passed) = (now, now);
+        self.live.insert(region, Live { relay, outgoing, cancel, connected, down_since, trouble, used, passed });
+    }
+
+    /// Leaves relays that are not needed any more, and takes note of tasks that have ended.
+    pub(super) fn close_idle(&mut self, now: Instant) {
+        let home = self.home;
+        self.live.retain(|region, live| {
+            let keep = Some(*region) == home || now.saturating_duration_since(live.used) < IDLE;
+            if !keep {
+                live.cancel.cancel();
+            }
+            keep
+        });
+        while let Some(ended) = self.tasks.try_join_next() {
+            report(ended);
+        }
+    }
+
+    /// When something is to be done here without an event.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let idle = self.live.iter().filter(|(region, _)| Some(**region) != self.home).map(|(_, live)| live.used + IDLE);
+        let patience = self.home.and_then(|home| self.live.get(&home)?.down_since).map(|at| at + HOME_PATIENCE);
+        // Once it is over, the retries' own events bring the next look.
+        let patience = patience.filter(|_| self.known.len() > 1).filter(|at| *at > Instant::now());
+        idle.chain(patience).min()
+    }
+
+    /// Closes all connections and waits until they are.
+    pub(super) async fn stop(&mut self) {
+        for (_, live) in self.live.drain() {
+            live.cancel.cancel();
+        }
+        while let Some(ended) = self.tasks.join_next().await {
+            report(ended);
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a relay connection's task panicked");
+    }
+}

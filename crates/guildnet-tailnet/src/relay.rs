@@ -1,0 +1,456 @@
+//! The client of one relay (DERP): keeps a TLS connection to it and passes packets in both directions.
+//!
+//! Which relays are used, and for which peer, is decided by the data side; the frames are in `relay/frame.rs`. Nothing is
+//! kept for later: what can't be sent is dropped, WireGuard and TCP repeat what matters.
+
+mod frame;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use crypto_box::{
+    SalsaBox,
+    aead::{Aead, generic_array::GenericArray},
+};
+use http::{Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use ts_keys::{DerpServerPublicKey, NodeKeyPair};
+
+use self::frame::{Frame, FrameError, FrameReader};
+use crate::{
+    backoff::Backoff,
+    netmap::{Key, Relay},
+    state::{Identity, public},
+    tls,
+};
+
+/// How long connecting may take: TCP, TLS, upgrade, introduction.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// How long a relay may be silent: it sends a keep-alive every 60 s and some jitter; twice that is a missed one
+/// (tailscale `derp/derp.go`, `KeepAlive`).
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+/// How long a write may be stuck before the connection counts as dead.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// Packets that are written at once.
+const BATCH: usize = 64;
+/// Pongs that wait to be written; a relay pings rarely.
+const PONGS: usize = 4;
+/// A connection that lasted so long was a success: the next failure starts the backoff anew.
+const SOUND_CONNECTION: Duration = Duration::from_secs(10);
+/// Version of the relay protocol: received packets name their sender.
+const INTRODUCTION: &[u8] = br#"{"version":2,"CanAckPings":true}"#;
+
+/// What a relay connection tells the connector.
+#[derive(Clone, Debug)]
+pub(crate) enum RelayEvent {
+    /// Connected and introduced.
+    Connected {
+        /// The relay.
+        region: u16,
+    },
+    /// A packet from a peer. Whose it is, WireGuard and disco find out; the relay's word is not taken.
+    Packet {
+        /// The packet.
+        data: Bytes,
+    },
+    /// The connection is down; it is tried again.
+    Down {
+        /// The relay.
+        region: u16,
+        /// The cause.
+        why: String,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Broken(String),
+    /// This node has another key now: it must introduce itself again.
+    Rekeyed,
+    /// Nobody sends or nobody listens any more, or it was cancelled.
+    Stopped,
+}
+
+/// Keeps a connection to one relay until `cancel`, or until one of the channels is closed. Never gives up: failed attempts
+/// are repeated after 1 s to 60 s with jitter.
+///
+/// `outgoing` is bounded by its maker. What waits in it while the first connection is made is sent; what comes between two
+/// attempts is dropped. `preferred`: whether this is the home relay, where peers look for this node.
+///
+/// # Cancellation
+/// By `cancel`; the connection is closed when this returns.
+pub(crate) async fn run(
+    relay: Relay,
+    identity: Arc<Identity>,
+    tls: Arc<rustls::ClientConfig>,
+    mut outgoing: mpsc::Receiver<(Key, Bytes)>,
+    events: mpsc::Sender<RelayEvent>,
+    preferred: bool,
+    cancel: CancellationToken,
+) {
+    let region = relay.region;
+    let mut node = identity.watch_node();
+    let mut backoff = Backoff::default();
+    loop {
+        let mut connected_at = None;
+        let attempt = async {
+            let me = node.borrow_and_update().clone();
+            let opening = async {
+                let io = open(&tls, &relay).await?;
+                introduce(io, &me, preferred).await
+            };
+            let (reader, writer) = match timeout(CONNECT_LIMIT, opening).await {
+                Ok(opened) => opened.map_err(End::Broken)?,
+                Err(_) => return Err(End::Broken(format!("{} did not answer within {CONNECT_LIMIT:?}", relay.host))),
+            };
+            connected_at = Some(Instant::now());
+            events.send(RelayEvent::Connected { region }).await.map_err(|_| End::Stopped)?;
+            pass(region, reader, writer, &mut outgoing, &events, &mut node).await
+        };
+        let end = tokio::select! {
+            () = cancel.cancelled() => return,
+            end = attempt => end,
+        };
+        let why = match end {
+            Ok(never) => match never {},
+            Err(End::Stopped) => return,
+            Err(End::Rekeyed) => continue,
+            Err(End::Broken(why)) => why,
+        };
+        if connected_at.is_some_and(|at: Instant| at.elapsed() >= SOUND_CONNECTION) {
+            backoff.reset();
+        }
+        let retry_in = backoff.next();
+        let told = tokio::select! {
+            () = cancel.cancelled() => return,
+            told = events.send(RelayEvent::Down { region, why }) => told,
+        };
+        if told.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = sleep(retry_in) => {}
+            // Packets are worthless when they are seconds late.
+            () = async { while outgoing.recv().await.is_some() {} } => return,
+        }
+    }
+}
+
+/// Connects and asks for the relay protocol. Returns the bare TLS stream and what was read of it already.
+async fn open(
+    tls: &Arc<rustls::ClientConfig>,
+    relay: &Relay,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, String> {
+    let Relay { host, port, .. } = relay;
+    let io = tls::connect(tls, host, *port, relay.ipv4).await?;
+    let refused = |why: String| format!("{host} refused the relay connection: {why}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(io))
+        .await
+        .map_err(|e| refused(e.to_string()))?;
+    let talk = async {
+        let request = Request::builder()
+            .uri("/derp")
+            .header(header::HOST, format!("{host}:{port}"))
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "DERP")
+            .body(Empty::new())
+            .map_err(|e| e.to_string())?;
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(response.status().to_string());
+        }
+        hyper::upgrade::on(response).await.map_err(|e| e.to_string())
+    };
+    let upgraded = tls::drive(connection.with_upgrades(), talk).await.map_err(refused)?;
+    // Without hyper's wrapper: packets pass here.
+    let parts = upgraded
+        .downcast::<TokioIo<TlsStream<TcpStream>>>()
+        .map_err(|_| refused("the upgraded connection is another one".into()))?;
+    let (read, write) = tokio::io::split(parts.io.into_inner());
+    Ok(tokio::io::join(tokio::io::AsyncReadExt::chain(std::io::Cursor::new(parts.read_buf), read), write))
+}
+
+type Halves<Io> = (FrameReader<tokio::io::ReadHalf<Io>>, tokio::io::WriteHalf<Io>);
+
+/// The relay's key, our introduction, its introduction; then whether this is our home.
+async fn introduce<Io>(io: Io, me: &NodeKeyPair, preferred: bool) -> Result<Halves<Io>, String>
+where
+    Io: AsyncRead + AsyncWrite,
+{
+    let (reader, mut writer) = tokio::io::split(io);
+    let mut reader = FrameReader::new(reader);
+    let Frame::ServerKey(relay_key) = reader.next().await.map_err(|e| e.to_string())? else {
+        return Err(FrameError::NoRelay.to_string());
+    };
+    let sealer =
+        SalsaBox::new(&DerpServerPublicKey::from_bytes(relay_key).to_crypto_box(), &me.private.to_crypto_box());
+    let nonce: [u8; frame::NONCE] = rand::random();
+    let sealed = sealer
+        .encrypt(GenericArray::from_slice(&nonce), INTRODUCTION)
+        .map_err(|_| "the introduction could not be sealed".to_owned())?;
+    let mut out = BytesMut::new();
+    frame::client_info(&mut out, public(me), nonce, &sealed);
+    frame::note_preferred(&mut out, preferred);
+    writer.write_all(&out).await.map_err(|e| e.to_string())?;
+    writer.flush().await.map_err(|e| e.to_string())?;
+    loop {
+        match reader.next().await.map_err(|e| format!("the relay did not accept this node: {e}"))? {
+            Frame::ServerInfo { nonce, sealed } => {
+                // Opens only if the relay has the key that it showed.
+                sealer
+                    .decrypt(GenericArray::from_slice(&nonce), &*sealed)
+                    .map_err(|_| "the relay's introduction can't be opened".to_owned())?;
+                return Ok((reader, writer));
+            }
+            Frame::Health(problem) if !problem.is_empty() => return Err(problem),
+            _ => {}
+        }
+    }
+}
+
+/// Passes packets until something ends the connection.
+async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    region: u16,
+    reader: FrameReader<R>,
+    writer: W,
+    outgoing: &mut mpsc::Receiver<(Key, Bytes)>,
+    events: &mpsc::Sender<RelayEvent>,
+    node: &mut watch::Receiver<Arc<NodeKeyPair>>,
+) -> Result<std::convert::Infallible, End> {
+    // Reading and writing side by side: a relay that does not read must not keep us from reading.
+    let (pongs, to_answer) = mpsc::channel(PONGS);
+    let rekeyed = async {
+        match node.changed().await {
+            Ok(()) => End::Rekeyed,
+            Err(_) => End::Stopped,
+        }
+    };
+    tokio::select! {
+        end = receive(region, reader, events, pongs) => end,
+        end = send(writer, outgoing, to_answer) => end,
+        end = rekeyed => Err(end),
+    }
+}
+
+async fn receive<R: AsyncRead + Unpin>(
+    region: u16,
+    mut reader: FrameReader<R>,
+    events: &mpsc::Sender<RelayEvent>,
+    pongs: mpsc::Sender<[u8; 8]>,
+) -> Result<std::convert::Infallible, End> {
+    loop {
+        let frame = timeout(SILENCE_LIMIT, reader.next())
+            .await
+            .map_err(|_| End::Broken(format!("the relay was silent for {SILENCE_LIMIT:?}")))?
+            .map_err(|e| End::Broken(e.to_string()))?;
+        let event = match frame {
+            Frame::Packet(data) => RelayEvent::Packet { data },
+            Frame::Ping(payload) => {
+                // A flood of pings gets fewer pongs.
+                let _ = pongs.try_send(payload);
+                continue;
+            }
+            Frame::Health(problem) => {
+                if !problem.is_empty() {
+                    tracing::warn!(region, problem, "the relay reports a problem with this connection");
+                }
+                continue;
+            }
+            Frame::Restarting => return Err(End::Broken("the relay restarts".into())),
+            Frame::KeepAlive | Frame::Other(_) | Frame::ServerInfo { .. } | Frame::ServerKey(_) => continue,
+        };
+        events.send(event).await.map_err(|_| End::Stopped)?;
+    }
+}
+
+async fn send<W: AsyncWrite + Unpin>(
+    mut writer: W,
+    outgoing: &mut mpsc::Receiver<(Key, Bytes)>,
+    mut pongs: mpsc::Receiver<[u8; 8]>,
+) -> Result<std::convert::Infallible, End> {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut out = BytesMut::new();
+    loop {
+        tokio::select! {
+            count = outgoing.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Err(End::Stopped);
+                }
+                for (to, data) in batch.drain(..) {
+                    frame::packet(&mut out, to, &data);
+                }
+            }
+            Some(payload) = pongs.recv() => frame::pong(&mut out, payload),
+        }
+        let write = async {
+            writer.write_all(&out).await?;
+            writer.flush().await
+        };
+        timeout(WRITE_LIMIT, write)
+            .await
+            .map_err(|_| End::Broken(format!("the relay accepted nothing for {WRITE_LIMIT:?}")))?
+            .map_err(|e| End::Broken(e.to_string()))?;
+        out.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::{frame::tests::from_relay, *};
+
+    const PEER: Key = Key([9; 32]);
+
+    /// A relay at the wire: the test is the relay.
+    struct FakeRelay {
+        io: DuplexStream,
+        key: crypto_box::SecretKey,
+    }
+
+    impl FakeRelay {
+        fn new() -> (Self, DuplexStream) {
+            let (client, io) = duplex(64 * 1024);
+            (Self { io, key: crypto_box::SecretKey::from(rand::random::<[u8; 32]>()) }, client)
+        }
+
+        async fn say(&mut self, kind: u8, parts: &[&[u8]]) {
+            self.io.write_all(&from_relay(kind, parts)).await.expect("the client reads");
+        }
+
+        async fn say_key(&mut self) {
+            let key = self.key.public_key();
+            self.say(0x01, &[b"DERP\xf0\x9f\x94\x91", key.as_bytes()]).await;
+        }
+
+        /// The client's next frame: type and body.
+        async fn hear(&mut self) -> (u8, Vec<u8>) {
+            use tokio::io::AsyncReadExt;
+            let kind = self.io.read_u8().await.expect("a type");
+            let length = self.io.read_u32().await.expect("a length");
+            let mut body = vec![0; length.try_into().expect("short")];
+            self.io.read_exact(&mut body).await.expect("a body");
+            (kind, body)
+        }
+
+        /// Plays the relay's part of the introduction; gives what the client said of itself.
+        async fn welcome(&mut self) -> (Key, String) {
+            self.say_key().await;
+            let (kind, body) = self.hear().await;
+            assert_eq!(kind, 0x02);
+            let client: [u8; 32] = body[..32].try_into().expect("a key");
+            let sealer = SalsaBox::new(&client.into(), &self.key);
+            let said = sealer.decrypt(GenericArray::from_slice(&body[32..56]), &body[56..]).expect("sealed for us");
+            let nonce = [5; 24];
+            let info = sealer.encrypt(GenericArray::from_slice(&nonce), &br#"{"version":2}"#[..]).expect("sealed");
+            self.say(0x03, &[&nonce, &info]).await;
+            (Key(client), String::from_utf8(said).expect("text"))
+        }
+    }
+
+    /// A client that passes packets, and the ends of its channels.
+    struct Client {
+        outgoing: mpsc::Sender<(Key, Bytes)>,
+        events: mpsc::Receiver<RelayEvent>,
+        task: tokio::task::JoinHandle<End>,
+        /// Kept: a relay connection ends with its identity.
+        _identity: Arc<Identity>,
+    }
+
+    impl Client {
+        fn start(io: DuplexStream, identity: &Arc<Identity>) -> Self {
+            let (outgoing, mut queue) = mpsc::channel(64);
+            let (events_tx, events) = mpsc::channel(8);
+            let (me, mut node) = (identity.node(), identity.watch_node());
+            let task = tokio::spawn(async move {
+                let (reader, writer) = match introduce(io, &me, true).await {
+                    Ok(halves) => halves,
+                    Err(why) => return End::Broken(why),
+                };
+                match pass(7, reader, writer, &mut queue, &events_tx, &mut node).await {
+                    Ok(never) => match never {},
+                    Err(end) => end,
+                }
+            });
+            Self { outgoing, events, task, _identity: identity.clone() }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_client_introduces_itself_and_names_its_home() {
+        let identity = Arc::new(Identity::ephemeral());
+        let (mut relay, io) = FakeRelay::new();
+        let _client = Client::start(io, &identity);
+        let (key, said) = relay.welcome().await;
+        assert_eq!(key, identity.node_key());
+        assert_eq!(said, r#"{"version":2,"CanAckPings":true}"#);
+        assert_eq!(relay.hear().await, (0x07, vec![1]));
+    }
+
+    #[tokio::test]
+    async fn packets_pass_in_both_directions_and_pings_are_answered() {
+        let (mut relay, io) = FakeRelay::new();
+        let mut client = Client::start(io, &Arc::new(Identity::ephemeral()));
+        relay.welcome().await;
+        relay.hear().await;
+        relay.say(0x7f, &[b"of a newer protocol"]).await;
+        relay.say(0x05, &[&PEER.0, b"hello"]).await;
+        match client.events.recv().await.expect("an event") {
+            RelayEvent::Packet { data } => assert_eq!(data, &b"hello"[..]),
+            other => panic!("{other:?} is no packet"),
+        }
+        client.outgoing.send((PEER, Bytes::from_static(b"there"))).await.expect("room");
+        assert_eq!(relay.hear().await, (0x04, [&PEER.0, &b"there"[..]].concat()));
+        relay.say(0x12, &[&[1, 2, 3, 4, 5, 6, 7, 8]]).await;
+        assert_eq!(relay.hear().await, (0x13, vec![1, 2, 3, 4, 5, 6, 7, 8]));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_goes_away_is_reported_with_the_cause() {
+        let (mut relay, io) = FakeRelay::new();
+        let client = Client::start(io, &Arc::new(Identity::ephemeral()));
+        relay.welcome().await;
+        relay.say(0x15, &[&[0; 8]]).await;
+        assert_eq!(client.task.await.expect("no panic"), End::Broken("the relay restarts".into()));
+
+        let (relay, io) = FakeRelay::new();
+        let client = Client::start(io, &Arc::new(Identity::ephemeral()));
+        drop(relay);
+        assert_eq!(client.task.await.expect("no panic"), End::Broken("the relay closed the connection".into()));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_shows_a_foreign_key_is_refused() {
+        let (mut relay, io) = FakeRelay::new();
+        let client = Client::start(io, &Arc::new(Identity::ephemeral()));
+        relay.say_key().await;
+        relay.hear().await;
+        relay.say(0x03, &[&[5; 24], &[0; 40]]).await;
+        assert_eq!(
+            client.task.await.expect("no panic"),
+            End::Broken("the relay's introduction can't be opened".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_new_node_key_is_introduced_anew() {
+        let identity = Arc::new(Identity::ephemeral());
+        let (mut relay, io) = FakeRelay::new();
+        let client = Client::start(io, &identity);
+        relay.welcome().await;
+        relay.hear().await;
+        identity.accepted(&identity.next_node().expect("kept nowhere")).expect("kept nowhere");
+        assert_eq!(client.task.await.expect("no panic"), End::Rekeyed);
+    }
+}

@@ -1,0 +1,139 @@
+//! Which peer carries a dial, and at which inner address. Pure.
+//!
+//! Three filters, all of which must pass: the target lies in the cluster's own networks, the peer is tagged as this
+//! cluster's router, and a router of the cluster serves the network in the map. Everything else that a map may offer
+//! (other peers, other networks, default routes) does not exist for a connector.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use guildnet_model::{ClusterId, Networks, SiteNumber, via6};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::netmap::{Key, NetMap, Peer};
+
+/// A router of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Router {
+    pub(crate) key: Key,
+    pub(crate) online: bool,
+    /// Which of the cluster's IPv4 networks it serves in the map, plainly.
+    pub(crate) plain: Vec<Ipv4Net>,
+    /// Which it serves in the 4via6 form of the cluster's site, as IPv4 networks.
+    pub(crate) via6: Vec<Ipv4Net>,
+}
+
+/// The routers of one cluster and what they serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Routes {
+    site: Option<SiteNumber>,
+    routers: Vec<Router>,
+}
+
+/// What the chooser needs to know of a router beside the map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Liveness {
+    /// Something came from it a moment ago: whatever the map says, it is there.
+    pub(crate) heard: bool,
+    /// Its direct path is trusted.
+    pub(crate) direct: bool,
+}
+
+/// Who carries a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) router: Key,
+    pub(crate) inner: IpAddr,
+}
+
+/// Why nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unserved {
+    /// No router of the cluster serves the address.
+    NoRoute,
+    /// One does, but no router of the cluster is connected.
+    Offline,
+}
+
+/// Whether a peer is a router of the cluster.
+pub(crate) fn is_trusted(peer: &Peer, cluster: &ClusterId) -> bool {
+    peer.tags.contains(&cluster.router_tag())
+}
+
+impl Routes {
+    /// What the map says about the cluster's routers, reduced to the cluster's networks.
+    pub(crate) fn new(map: &NetMap, cluster: &ClusterId, networks: &Networks, site: Option<SiteNumber>) -> Self {
+        let inside = |net: Ipv4Net| networks.as_slice().iter().any(|n| n.contains(&net) || net.contains(n));
+        let plain = |net: &IpNet| match net {
+            IpNet::V4(net) if net.prefix_len() > 0 && inside(*net) => Some(*net),
+            _ => None,
+        };
+        let via6 = |net: &IpNet| match net {
+            IpNet::V6(net) if net.prefix_len() >= 96 => {
+                let (of, ip) = via6::parse(net.network())?;
+                let net = Ipv4Net::new(ip, net.prefix_len() - 96).ok()?;
+                (Some(of) == site && inside(net)).then_some(net)
+            }
+            _ => None,
+        };
+        let router = |peer: &Peer| Router {
+            key: peer.node_key,
+            online: peer.online != Some(false),
+            plain: peer.allowed.iter().filter_map(plain).collect(),
+            via6: peer.allowed.iter().filter_map(via6).collect(),
+        };
+        let routers = map.peers.values().filter(|peer| is_trusted(peer, cluster)).map(|peer| router(peer)).collect();
+        Self { site, routers }
+    }
+
+    /// The cluster's routers.
+    pub(crate) fn routers(&self) -> &[Router] {
+        &self.routers
+    }
+
+    /// Whether some router serves at least one of the cluster's networks.
+    pub(crate) fn any_served(&self) -> bool {
+        self.routers.iter().any(|r| !r.plain.is_empty() || !r.via6.is_empty())
+    }
+
+    /// Who carries a dial to `target`: plain IPv4 if a router of the cluster serves that, else 4via6.
+    ///
+    /// The server elects one router for a network and does not always move it when that one dies, but every router of the
+    /// cluster forwards to the cluster's networks. So a standby takes over by itself: the elected router goes first, then
+    /// any other one that is there; among equals one with a direct path, then the lowest key, so that dials agree.
+    pub(crate) fn choose(&self, target: Ipv4Addr, liveness: impl Fn(Key) -> Liveness) -> Result<Choice, Unserved> {
+        let serves = |nets: &[Ipv4Net]| nets.iter().any(|net| net.contains(&target));
+        let site = self.site.filter(|_| self.routers.iter().any(|r| serves(&r.via6)));
+        let (is_elected, inner): (&dyn Fn(&Router) -> bool, IpAddr) = if self.routers.iter().any(|r| serves(&r.plain)) {
+            (&|r| serves(&r.plain), target.into())
+        } else if let Some(site) = site {
+            (&|r| serves(&r.via6), via6::address(site, target).into())
+        } else {
+            return Err(Unserved::NoRoute);
+        };
+        let rank = |router: &Router| {
+            let live = liveness(router.key);
+            (router.online || live.heard).then_some((!is_elected(router), !live.direct, router.key))
+        };
+        let best = self.routers.iter().filter_map(rank).min();
+        best.map(|(_, _, router)| Choice { router, inner }).ok_or(Unserved::Offline)
+    }
+
+    /// Whether a flow to `inner` may go on through the router: it is still one of the cluster's, and the network is still
+    /// served by one of them.
+    pub(crate) fn may_carry(&self, router: Key, inner: IpAddr) -> bool {
+        let known = self.routers.iter().any(|r| r.key == router);
+        let served = |of: &dyn Fn(&Router) -> &[Ipv4Net], ip: Ipv4Addr| {
+            self.routers.iter().any(|r| of(r).iter().any(|net| net.contains(&ip)))
+        };
+        known
+            && match inner {
+                IpAddr::V4(ip) => served(&|r| &r.plain, ip),
+                IpAddr::V6(ip) => {
+                    via6::parse(ip).is_some_and(|(site, ip)| Some(site) == self.site && served(&|r| &r.via6, ip))
+                }
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests;
