@@ -1,0 +1,35 @@
+//! Headscale: a typed client of its REST API, the policy that keeps clusters apart, namespaces with their keys, and views
+//! of the nodes it lists.
+//!
+//! - [`Headscale`] speaks HTTP `/api/v1` with an API key (Headscale 0.26 and later). Its wire types stay inside.
+//! - [`compile`] turns clusters into a [`Policy`]; [`plan`] fits it into what the server holds; [`apply_policy`] writes it.
+//!   Compiling and planning are pure.
+//! - [`ensure_namespace`] makes a cluster's user and keys; [`NamespaceFile`] is the file that carries them.
+//! - [`routers_of`], [`clients_of`], [`routes_of`] judge nodes by tag, never by user: a tagged node has no user of its own.
+//!
+//! Absent: the node protocol (joining a tailnet is the connector's), running a Headscale, `docker exec`.
+
+mod apply;
+mod client;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+mod error;
+#[cfg(test)]
+mod fake;
+mod keys;
+mod namespace;
+mod nodes;
+mod policy;
+mod server;
+
+pub use apply::{PolicyApplied, apply_policy};
+pub use client::{Headscale, HeadscaleConfig, NewKey, PreauthKey, User};
+pub use error::HeadscaleError;
+pub use keys::{EnsureKeys, EnsuredNamespace, ensure_namespace, ensure_user};
+pub use namespace::{NamespaceFile, NamespaceFileError};
+pub use nodes::{Node, RouteView, clients_of, routers_of, routes_of, routes_to_approve};
+pub use policy::{
+    Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, judge, known_clusters, plan,
+    routes_to_advertise,
+};
+pub use server::{ServerFeatures, ServerInfo, ServerVersion};
