@@ -1,0 +1,286 @@
+//! Kubeconfig files: read, and turned into a complete credential, or refused with the reason.
+//!
+//! A kubeconfig can do more than name a cluster: run programs, read any file, skip TLS, go through a proxy, act as
+//! somebody else. GuildNet uses it unattended and from another place than where it was written, so all of these are
+//! refused; only reading other files can be allowed. Format: `k8s.io/client-go/tools/clientcmd/api/v1`.
+
+mod error;
+mod file;
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use base64::Engine as _;
+use guildnet_model::Secret;
+use url::Url;
+
+pub use self::error::{KubeconfigError, Refusal};
+use self::file::{Cluster, Document, Named, User};
+use crate::access::{ClusterAccess, Parts};
+
+/// The largest kubeconfig that is read, and the largest file that one may name: far above any real one, and small
+/// enough to hold in memory when somebody names a disk image.
+const MAX_FILE: u64 = 4 << 20;
+
+/// What a kubeconfig may ask for beyond its own content. Nothing, by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// Certificates, keys and tokens may be read from other files that the kubeconfig names.
+    pub files: bool,
+}
+
+/// A kubeconfig file that was read and is well formed; nothing in it has been used yet.
+pub struct Kubeconfig {
+    path: PathBuf,
+    document: Document,
+}
+
+impl std::fmt::Debug for Kubeconfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubeconfig").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Kubeconfig {
+    /// Reads a file. Blocks for as long as the file system does.
+    ///
+    /// # Errors
+    /// [`KubeconfigError::Missing`], [`KubeconfigError::Unreadable`], [`KubeconfigError::Empty`] or
+    /// [`KubeconfigError::Malformed`].
+    pub fn read(path: &Path) -> Result<Self, KubeconfigError> {
+        let text = read_text(path).map_err(|why| match why {
+            Unread::Missing => KubeconfigError::Missing { path: path.to_owned() },
+            Unread::Other(why) => KubeconfigError::Unreadable { path: path.to_owned(), why },
+        })?;
+        if text.expose().trim().is_empty() {
+            return Err(KubeconfigError::Empty { path: path.to_owned() });
+        }
+        let document = file::parse(text.expose())
+            .map_err(|at| KubeconfigError::Malformed { path: path.to_owned(), at: at.to_string() })?;
+        Ok(Self { path: path.to_owned(), document })
+    }
+
+    /// The names of its contexts, in the file's order.
+    pub fn contexts(&self) -> impl Iterator<Item = &str> {
+        self.document.contexts.iter().flatten().map(|c| c.name.as_str())
+    }
+
+    /// The context used when none is named.
+    pub fn current_context(&self) -> Option<&str> {
+        self.document.current_context.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// The credential behind a context, the current one if `None`.
+    ///
+    /// # Errors
+    /// [`KubeconfigError`], see there: names the file, the context and what is wrong with it.
+    pub fn access(&self, context: Option<&str>, allow: &Allow) -> Result<ClusterAccess, KubeconfigError> {
+        let known = || self.contexts().map(str::to_owned).collect::<Vec<_>>();
+        let name = context
+            .or_else(|| self.current_context())
+            .ok_or_else(|| KubeconfigError::NoContext { path: self.path.clone(), known: known() })?;
+        let chosen = find(&self.document.contexts, name).ok_or_else(|| KubeconfigError::UnknownContext {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            known: known(),
+        })?;
+        let dangling = |kind, wanted: &str| KubeconfigError::Dangling {
+            path: self.path.clone(),
+            context: name.to_owned(),
+            kind,
+            wanted: wanted.to_owned(),
+        };
+        let cluster =
+            find(&self.document.clusters, &chosen.cluster).ok_or_else(|| dangling("cluster", &chosen.cluster))?;
+        let user = find(&self.document.users, &chosen.user).ok_or_else(|| dangling("user", &chosen.user))?;
+        Reader { config: self, context: name, allow }.access(cluster, user)
+    }
+}
+
+fn find<'a, T>(list: &'a Option<Vec<Named<T>>>, name: &str) -> Option<&'a T> {
+    list.iter().flatten().find(|entry| entry.name == name).and_then(|entry| entry.value.as_ref())
+}
+
+/// Turns one context's entries into a credential.
+struct Reader<'a> {
+    config: &'a Kubeconfig,
+    context: &'a str,
+    allow: &'a Allow,
+}
+
+impl Reader<'_> {
+    fn access(&self, cluster: &Cluster, user: &User) -> Result<ClusterAccess, KubeconfigError> {
+        if let Some(refusal) = self.refusal(cluster, user) {
+            return Err(self.refuse(refusal));
+        }
+        let ca = self.material("certificate-authority", &cluster.ca_data, &cluster.ca_file)?;
+        let cert = self.material("client-certificate", &user.cert_data, &user.cert_file)?;
+        let key = self.material("client-key", &user.key_data, &user.key_file)?;
+        let token = match (filled(&user.token), filled_text(&user.token_file)) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(file)) => Some(self.other_file("tokenFile", file)?),
+            (None, None) => None,
+        };
+        let identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert.expose().clone(), key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(self.bad("client-key", "is missing beside the client certificate")),
+            (None, Some(_)) => return Err(self.bad("client-certificate", "is missing beside the client key")),
+        };
+        if identity.is_none() && token.is_none() {
+            let by_password = filled_text(&user.username).is_some() || filled(&user.password).is_some();
+            return Err(KubeconfigError::NoCredential {
+                path: self.config.path.clone(),
+                context: self.context.to_owned(),
+                by_password,
+            });
+        }
+        ClusterAccess::new(Parts {
+            context: self.context.to_owned(),
+            server: self.server(cluster)?,
+            tls_name: filled_text(&cluster.tls_server_name).map(str::to_owned),
+            ca_pem: ca.map(|pem| pem.expose().clone()),
+            identity,
+            token: token.map(|token| Secret::new(token.expose().trim().to_owned())),
+        })
+        .map_err(|e| KubeconfigError::Access {
+            path: self.config.path.clone(),
+            context: self.context.to_owned(),
+            why: e,
+        })
+    }
+
+    /// What the entries ask for and do not get.
+    fn refusal(&self, cluster: &Cluster, user: &User) -> Option<Refusal> {
+        if let Some(exec) = &user.exec {
+            return Some(Refusal::Exec { command: exec.command.clone().unwrap_or_default() });
+        }
+        if let Some(provider) = &user.auth_provider {
+            return Some(Refusal::AuthProvider { name: provider.name.clone().unwrap_or_default() });
+        }
+        if filled_text(&user.impersonate).is_some() {
+            return Some(Refusal::Impersonation);
+        }
+        if cluster.insecure_skip_tls_verify == Some(true) {
+            return Some(Refusal::SkipsTls);
+        }
+        if filled_text(&cluster.proxy_url).is_some() {
+            return Some(Refusal::Proxy);
+        }
+        if self.allow.files {
+            return None;
+        }
+        // As in kubectl, inline data wins over a file of the same purpose, which then isn't read.
+        let named = [
+            ("certificate-authority", filled(&cluster.ca_data), &cluster.ca_file),
+            ("client-certificate", filled(&user.cert_data), &user.cert_file),
+            ("client-key", filled(&user.key_data), &user.key_file),
+            ("tokenFile", filled(&user.token), &user.token_file),
+        ];
+        named.into_iter().find_map(|(field, inline, file)| match (inline, filled_text(file)) {
+            (None, Some(file)) => Some(Refusal::File { field, file: file.to_owned() }),
+            _ => None,
+        })
+    }
+
+    fn server(&self, cluster: &Cluster) -> Result<Url, KubeconfigError> {
+        // The text is never quoted: a URL may hold a password.
+        let bad = |why: &str| self.bad("server", why);
+        let text = filled_text(&cluster.server).ok_or_else(|| bad("is missing"))?;
+        let url: Url = text.parse().map_err(|_| bad("is no URL"))?;
+        if url.scheme() != "https" {
+            return Err(bad(&format!("begins with {}:, not with https:", url.scheme())));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(bad("holds a user name or password"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(bad("has a query or a fragment"));
+        }
+        if url.port() == Some(0) {
+            return Err(bad("has port 0"));
+        }
+        Ok(url)
+    }
+
+    /// PEM text, inline (base64) or from a file.
+    fn material(
+        &self,
+        field: &'static str,
+        data: &Option<Secret<String>>,
+        file: &Option<String>,
+    ) -> Result<Option<Secret<String>>, KubeconfigError> {
+        if let Some(data) = filled(data) {
+            let packed = Secret::new(data.expose().split_ascii_whitespace().collect::<String>());
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(packed.expose())
+                .map_err(|_| self.bad(field, "is not base64"))?;
+            let text = String::from_utf8(bytes).map_err(|_| self.bad(field, "is not PEM"))?;
+            return Ok(Some(Secret::new(text)));
+        }
+        filled_text(file).map(|file| self.other_file(field, file)).transpose()
+    }
+
+    /// A file that the kubeconfig names; relative to the kubeconfig's folder, as kubectl has it.
+    fn other_file(&self, field: &'static str, file: &str) -> Result<Secret<String>, KubeconfigError> {
+        let path = self.config.path.parent().unwrap_or(Path::new("")).join(file);
+        read_text(&path).map_err(|why| match why {
+            Unread::Missing => self.bad(field, format!("{} does not exist", path.display())),
+            Unread::Other(why) => self.bad(field, format!("{}: {why}", path.display())),
+        })
+    }
+
+    fn bad(&self, field: &'static str, why: impl Into<String>) -> KubeconfigError {
+        KubeconfigError::Field {
+            path: self.config.path.clone(),
+            context: self.context.to_owned(),
+            field,
+            why: why.into(),
+        }
+    }
+
+    fn refuse(&self, asks: Refusal) -> KubeconfigError {
+        KubeconfigError::Refused { path: self.config.path.clone(), context: self.context.to_owned(), asks }
+    }
+}
+
+/// Empty values mean absent, as in kubectl.
+fn filled(value: &Option<Secret<String>>) -> Option<&Secret<String>> {
+    value.as_ref().filter(|v| !v.expose().is_empty())
+}
+
+fn filled_text(value: &Option<String>) -> Option<&str> {
+    value.as_deref().filter(|v| !v.is_empty())
+}
+
+enum Unread {
+    Missing,
+    Other(String),
+}
+
+fn read_text(path: &Path) -> Result<Secret<String>, Unread> {
+    let read = || -> std::io::Result<Secret<String>> {
+        let file = fs::File::open(path)?;
+        // Room for all of it at once: a growing buffer would leave copies of secrets behind.
+        let size = usize::try_from(file.metadata()?.len().min(MAX_FILE)).unwrap_or_default();
+        let mut text = String::with_capacity(size + 1);
+        let result = file.take(MAX_FILE + 1).read_to_string(&mut text);
+        let text = Secret::new(text);
+        result.map(|_| text)
+    };
+    match read() {
+        Ok(text) if text.expose().len() as u64 > MAX_FILE => {
+            Err(Unread::Other(format!("is larger than {} MiB", MAX_FILE >> 20)))
+        }
+        Ok(text) => Ok(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Unread::Missing),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(Unread::Other("is not text".into())),
+        Err(e) => Err(Unread::Other(e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

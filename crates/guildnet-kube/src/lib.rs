@@ -1,0 +1,29 @@
+//! Kubernetes, reached through any [`Dialer`](guildnet_model::Dialer): kubeconfig files, a client for the API server,
+//! what a cluster says about itself, and the subnet router that runs in it.
+//!
+//! The only crate that names `kube` and `k8s-openapi`; their types stay inside. Absent: the HTTP proxy that serves
+//! `kubectl`, and everything about Headscale and the tailnet.
+//!
+//! Where to go next: [`Kubeconfig`] turns a file into a [`ClusterAccess`]; [`ApiServer`] is the client;
+//! [`router::manifests`] is the pure heart of the router, [`router::ensure`] applies it.
+
+mod access;
+mod api;
+mod cluster;
+mod connect;
+mod error;
+mod kubeconfig;
+pub mod router;
+
+#[cfg(test)]
+mod fake;
+
+pub use access::{AccessError, ClusterAccess};
+pub use api::{ApiServer, ApiServerSpec, Readyz};
+pub use cluster::{ClusterNetworks, FoundNetwork, NetworkSource};
+pub use connect::DirectDialer;
+pub use error::{KubeCause, KubeError};
+pub use kubeconfig::{Allow, Kubeconfig, KubeconfigError, Refusal};
+pub use router::{
+    Applied, DEFAULT_IMAGE, Manifest, PodReport, RouterError, RouterPlan, RouterProgress, RouterStatus, Trouble,
+};
