@@ -1,0 +1,101 @@
+//! The door: HTTPS on 127.0.0.1:8090, the only way into a running Host App.
+//!
+//! - `door/gate.rs` decides who may pass, `door/routes.rs` what there is behind it, `door/serve.rs` moves the bytes,
+//!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
+//! - Loopback only: the certificate names nothing else. No cookies, no CORS, no page yet.
+//!
+//! Bound by [`Door::bind`], so that a port that is taken is known before anything runs; serving begins with
+//! [`Door::spawn`].
+
+mod api;
+mod gate;
+pub(crate) mod problem;
+mod routes;
+mod serve;
+#[cfg(test)]
+pub(crate) mod tests;
+mod token;
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use guildnet_model::Class;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+pub use api::HostApi;
+pub use token::token;
+
+pub(crate) use routes::{DIAL_PROTOCOL, Verify};
+pub(crate) use token::existing as existing_token;
+
+use crate::HostError;
+use gate::Gate;
+use serve::{Certificate, Server};
+
+/// The Host App's HTTPS listener: bound, with certificates and token made; nothing is served before [`Door::spawn`].
+pub struct Door {
+    listener: TcpListener,
+    address: SocketAddr,
+    server: Server,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    /// Binds the port, and makes the certificates and the token of the home folder if there are none.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for an address that is not 127.0.0.1 or ::1, [`Class::Conflict`] if the port is taken; a
+    /// certificate or token that can't be made or used.
+    pub async fn bind(home: &Path, listen: SocketAddr, api: Arc<dyn HostApi>) -> Result<Self, HostError> {
+        if ![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&listen.ip()) {
+            return Err(HostError::new(
+                Class::Usage,
+                format!("the Host App can't listen on {listen}: it serves this device only"),
+            )
+            .with_hint(format!("give --listen 127.0.0.1:{}", listen.port())));
+        }
+        // The port first: where it is taken nothing is made.
+        let listener = TcpListener::bind(listen).await.map_err(|why| not_bound(listen, &why))?;
+        let address = listener.local_addr().map_err(|why| not_bound(listen, &why))?;
+        let certificate = Certificate::load(home)?;
+        let gate = Gate::new(address, token(home)?);
+        Ok(Self { listener, address, server: Server::new(gate, certificate, api) })
+    }
+
+    /// Where it listens (with the port that the system gave, if 0 was asked for).
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is cancelled. Then nothing new is accepted, open requests and dials may end within 10 s, and
+    /// what is left is cut; the task ends when everything is joined.
+    pub fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
+        tokio::spawn(self.server.serve(self.listener, stop))
+    }
+}
+
+fn not_bound(listen: SocketAddr, why: &io::Error) -> HostError {
+    match why.kind() {
+        io::ErrorKind::AddrInUse => HostError::new(Class::Conflict, format!("{listen} is taken by another program"))
+            .with_hint(format!(
+                "see whether a Host App of yours runs: guildnet status; who has it: ss -ltnp 'sport = {}'; or take another port with --listen 127.0.0.1:PORT",
+                listen.port()
+            )),
+        io::ErrorKind::PermissionDenied => {
+            HostError::new(Class::Precondition, format!("this user may not listen on {listen}"))
+                .with_hint("take a port above 1023 with --listen 127.0.0.1:PORT")
+        }
+        _ => HostError::new(Class::Failed, format!("can't listen on {listen}: {why}"))
+            .with_hint("take another address with --listen"),
+    }
+}

@@ -1,0 +1,153 @@
+//! Who may pass the door. Pure: a request's head comes in, a refusal or nothing goes out.
+//!
+//! A page in a browser on this machine can send requests here, and a name that an attacker's DNS points to 127.0.0.1
+//! reaches us too. So every request must name the door by one of its own names (Host), none may come from another page
+//! (Origin), and all but `/healthz` carry the token, which no page has.
+
+use std::net::SocketAddr;
+
+use guildnet_model::Secret;
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
+
+use super::{problem::Problem, token};
+
+/// The only path that needs no token: it says that a Host App is here, and nothing else.
+pub(super) const OPEN_PATH: &str = "/healthz";
+
+/// What a request must show.
+pub(super) struct Gate {
+    /// `127.0.0.1:8090`, `localhost:8090`, `[::1]:8090`.
+    names: [String; 3],
+    token: Secret<String>,
+}
+
+impl Gate {
+    /// The gate of a door at this address.
+    pub(super) fn new(address: SocketAddr, token: Secret<String>) -> Self {
+        let port = address.port();
+        Self { names: [format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")], token }
+    }
+
+    /// Lets a request pass, or says why not.
+    pub(super) fn admit(&self, head: &Parts) -> Result<(), Problem> {
+        self.named(&head.uri, &head.headers)?;
+        self.of_own_page(&head.headers)?;
+        if head.uri.path() == OPEN_PATH { Ok(()) } else { self.holds_token(&head.headers) }
+    }
+
+    fn is_own_name(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
+    }
+
+    /// HTTP/1.1 names the host in its header (exactly once), HTTP/2 in the URI; where both stand, both must be ours.
+    fn named(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        let in_uri = uri.authority().map(|a| Some(a.as_str()));
+        let in_headers = headers.get_all(header::HOST).iter().map(|host| host.to_str().ok());
+        let names: Vec<Option<&str>> = in_uri.into_iter().chain(in_headers).collect();
+        let once = headers.get_all(header::HOST).iter().count() <= 1;
+        if once && !names.is_empty() && names.iter().all(|name| name.is_some_and(|n| self.is_own_name(n))) {
+            return Ok(());
+        }
+        let known = format!("this door answers to {} only", self.names.join(", "));
+        Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "wrong_host", known))
+    }
+
+    fn of_own_page(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let own = |origin: &str| origin.strip_prefix("https://").is_some_and(|name| self.is_own_name(name));
+        if headers.get_all(header::ORIGIN).iter().all(|origin| origin.to_str().is_ok_and(own)) {
+            return Ok(());
+        }
+        Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", "requests from other pages are refused"))
+    }
+
+    fn holds_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let bearer = match (given.next(), given.next()) {
+            (Some(only), None) => only.to_str().ok().and_then(|value| value.split_once(' ')),
+            _ => None,
+        };
+        match bearer {
+            Some((scheme, token))
+                if scheme.eq_ignore_ascii_case("bearer") && token::equal(token, self.token.expose()) =>
+            {
+                Ok(())
+            }
+            _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the token is missing or wrong")
+                .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    const TOKEN: &str = "the-token";
+
+    /// What the gate says to a request with these headers: `None` lets it pass.
+    fn said(uri: &str, headers: &[(&str, &str)]) -> Option<String> {
+        let gate = Gate::new(([127, 0, 0, 1], 8090).into(), Secret::new(TOKEN.into()));
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        gate.admit(&head).err().map(|problem| problem.code)
+    }
+
+    const HOST: (&str, &str) = ("host", "127.0.0.1:8090");
+    const BEARER: (&str, &str) = ("authorization", "Bearer the-token");
+
+    #[test]
+    fn the_token_opens_everything_and_healthz_needs_none() {
+        assert_eq!(said("/api/v1/status", &[HOST, BEARER]), None);
+        assert_eq!(said("/api/v1/status", &[HOST, ("authorization", "bearer the-token")]), None);
+        assert_eq!(said("/healthz", &[HOST]), None);
+    }
+
+    #[test]
+    fn without_the_token_nothing_else_opens() {
+        let refused = Some("unauthorized".to_owned());
+        for uri in ["/readyz", "/api/v1/status", "/nowhere", "/healthz/", "//healthz"] {
+            assert_eq!(said(uri, &[HOST]), refused, "{uri}");
+        }
+        for wrong in ["Bearer the-tokem", "Bearer ", "Bearer", "Basic the-token", "the-token"] {
+            assert_eq!(said("/readyz", &[HOST, ("authorization", wrong)]), refused, "{wrong}");
+        }
+        assert_eq!(said("/readyz", &[HOST, BEARER, ("authorization", "Bearer x")]), refused, "two of them");
+    }
+
+    #[test]
+    fn every_name_of_the_door_is_known() {
+        for name in ["127.0.0.1:8090", "localhost:8090", "LOCALHOST:8090", "[::1]:8090"] {
+            assert_eq!(said("/readyz", &[("host", name), BEARER]), None, "{name}");
+            assert_eq!(said(&format!("https://{name}/readyz"), &[BEARER]), None, "HTTP/2 {name}");
+        }
+    }
+
+    #[test]
+    fn a_forged_host_is_refused_even_with_the_token() {
+        let refused = Some("wrong_host".to_owned());
+        for name in ["evil.example:8090", "127.0.0.1", "127.0.0.1:80", "127.0.0.1:8090.evil.example", "localhost", ""] {
+            assert_eq!(said("/readyz", &[("host", name), BEARER]), refused, "{name}");
+            assert_eq!(said("/healthz", &[("host", name)]), refused, "{name}");
+        }
+        assert_eq!(said("/readyz", &[BEARER]), refused, "none at all");
+        assert_eq!(said("/readyz", &[HOST, ("host", "evil.example"), BEARER]), refused, "two of them");
+        assert_eq!(said("https://evil.example/readyz", &[HOST, BEARER]), refused, "absolute form");
+    }
+
+    #[test]
+    fn another_page_is_refused_even_with_the_token() {
+        assert_eq!(said("/readyz", &[HOST, BEARER, ("origin", "https://127.0.0.1:8090")]), None);
+        assert_eq!(said("/readyz", &[HOST, BEARER, ("origin", "https://localhost:8090")]), None);
+        for origin in
+            ["https://evil.example", "null", "http://127.0.0.1:8090", "https://127.0.0.1", "https://127.0.0.1:80"]
+        {
+            let code = said("/healthz", &[HOST, BEARER, ("origin", origin)]);
+            assert_eq!(code.as_deref(), Some("foreign_origin"), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Moves the bytes: accepts, speaks TLS and HTTP/1.1 or HTTP/2, bounds what a client can hold, and ends in order.
+//!
+//! Bounds, since any program on this machine may connect: connections, time for the handshake and for a request's head,
+//! size and number of headers, streams of a connection. Nothing is spawned that is not waited for.
+
+use std::{
+    convert::Infallible,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::{
+    HostApi,
+    gate::Gate,
+    routes::{self, Behind},
+};
+use crate::{HostError, certs};
+
+/// Connections at once, dials included: a fleet's worth of kubectl sessions, and few enough that their buffers (a dial
+/// holds about 100 KiB) stay below 64 MiB.
+const CONNECTIONS: usize = 512;
+/// How long the TLS handshake, and then the head of each request, may take. An idle connection is closed after it too.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a request's head: far above what kubectl and curl send.
+const HEAD_LIMIT: u32 = 16 * 1024;
+/// Headers of a request.
+const HEADER_COUNT: usize = 64;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 64;
+/// How often an HTTP/2 client is asked whether it is still there, and how long it may take to answer.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// What open requests and dials get when the Host App stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long accepting pauses when the system refuses (no file descriptors left): nothing tells when one is free again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection's share of [`CONNECTIONS`]; travels with its requests, so that a dial keeps it.
+#[derive(Clone)]
+pub(super) struct Slot(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// The door's certificate, read again when its file changes.
+pub(super) struct Certificate {
+    home: PathBuf,
+    file: PathBuf,
+    now: Mutex<(Option<Version>, Arc<rustls::ServerConfig>)>,
+}
+
+/// Tells one content of a file from the next: every write makes a new file.
+type Version = (u64, i64, i64);
+
+impl Certificate {
+    /// Reads or makes the certificate of this home folder.
+    pub(super) fn load(home: &Path) -> Result<Self, HostError> {
+        let config = Arc::new(certs::server_config(certs::ensure(home)?)?);
+        let file = certs::identity_file(home);
+        let now = Mutex::new((version(&file), config));
+        Ok(Self { home: home.to_owned(), file, now })
+    }
+
+    /// What to use for the next connection. If a changed file can't be used, the last good certificate stays.
+    fn current(&self) -> Arc<rustls::ServerConfig> {
+        // A panic elsewhere can't leave the pair half-changed.
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = version(&self.file);
+        if found.is_some() && found != now.0 {
+            now.0 = found;
+            match certs::ensure(&self.home).and_then(certs::server_config) {
+                Ok(config) => {
+                    *now = (version(&self.file), Arc::new(config));
+                    tracing::info!("the door has a new certificate");
+                }
+                Err(why) => tracing::warn!(%why, "the new certificate can't be used, the last one stays"),
+            }
+        }
+        Arc::clone(&now.1)
+    }
+}
+
+fn version(file: &Path) -> Option<Version> {
+    std::fs::metadata(file).ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec()))
+}
+
+/// All that serves.
+pub(super) struct Server {
+    /// See [`CONNECTIONS`]; less in a test.
+    pub(super) connections: usize,
+    certificate: Certificate,
+    routes: Router,
+    tasks: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl Server {
+    pub(super) fn new(gate: Gate, certificate: Certificate, api: Arc<dyn HostApi>) -> Self {
+        let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
+        let behind = Behind { api, gate: Arc::new(gate), tasks: tasks.clone(), cut: cut.clone() };
+        Self { connections: CONNECTIONS, certificate, routes: routes::router(behind), tasks, cut }
+    }
+
+    /// Accepts until `stop`, then drains.
+    pub(super) async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(self.connections));
+        while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
+            let acceptor = TlsAcceptor::from(self.certificate.current());
+            let (routes, stop) = (self.routes.clone(), stop.clone());
+            let cut = self.cut.clone();
+            self.tasks.spawn(async move {
+                cut.run_until_cancelled(connection(stream, slot, acceptor, routes, stop)).await;
+            });
+        }
+        drop(listener);
+        self.tasks.close();
+        if timeout(GRACE, self.tasks.wait()).await.is_err() {
+            tracing::info!(left = self.tasks.len(), "the grace is over: open connections are cut");
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+    }
+}
+
+/// The next connection, once there is a slot for it.
+async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Slot) {
+    let permit = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, Slot(Arc::new(permit))),
+            Err(why) => {
+                tracing::warn!(%why, "can't accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection, from its handshake to its end. Failures are the client's: they end it and say so in the log only.
+async fn connection(stream: TcpStream, slot: Slot, acceptor: TlsAcceptor, routes: Router, stop: CancellationToken) {
+    // Requests are small and each waits for its answer.
+    let _ = stream.set_nodelay(true);
+    let handshake = stop.run_until_cancelled(timeout(HEAD_TIME, acceptor.accept(stream)));
+    let stream = match handshake.await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(why))) => return tracing::debug!(%why, "no TLS"),
+        Some(Err(_)) | None => return,
+    };
+    let ended = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        speak_http2(stream, slot, routes, stop).await
+    } else {
+        speak_http1(stream, slot, routes, stop).await
+    };
+    if let Err(why) = ended {
+        tracing::debug!(%why, "connection ended");
+    }
+}
+
+async fn speak_http1(
+    stream: TlsStream<TcpStream>,
+    slot: Slot,
+    routes: Router,
+    stop: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_headers(HEADER_COUNT)
+        .max_buf_size(HEAD_LIMIT as usize);
+    let service = service_fn(move |request| answer(routes.clone(), slot.clone(), request));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await
+}
+
+async fn speak_http2(
+    stream: TlsStream<TcpStream>,
+    slot: Slot,
+    routes: Router,
+    stop: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let Some(stream) = after_preface(stream).await else { return Ok(()) };
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_LIMIT)
+        .max_concurrent_streams(STREAMS)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1);
+    let service = service_fn(move |request| answer(routes.clone(), slot.clone(), request));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await
+}
+
+/// Waits for the first bytes of HTTP/2, which hyper would do without a limit, and puts them back in front.
+async fn after_preface(mut stream: TlsStream<TcpStream>) -> Option<impl AsyncRead + AsyncWrite + Unpin + Send> {
+    /// Bytes of the client's preface (RFC 9113 section 3.4).
+    const PREFACE: usize = 24;
+    let mut preface = [0; PREFACE];
+    timeout(HEAD_TIME, stream.read_exact(&mut preface)).await.ok()?.ok()?;
+    let (read, write) = tokio::io::split(stream);
+    Some(tokio::io::join(std::io::Cursor::new(preface).chain(read), write))
+}
+
+async fn answer(
+    routes: Router,
+    slot: Slot,
+    mut request: hyper::Request<Incoming>,
+) -> Result<axum::response::Response, Infallible> {
+    request.extensions_mut().insert(slot);
+    routes.oneshot(request.map(axum::body::Body::new)).await
+}

@@ -1,0 +1,424 @@
+//! The door over real TLS on 127.0.0.1, with a fake Host App behind it.
+
+use std::time::Duration;
+
+use guildnet_model::{BoxFuture, ClusterId, DialError, Dialer, Explain as _, Io, Target};
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::ServerName;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::*;
+use crate::{ClusterStatus, StatusReport, certs, client::HostClient, daemon::Instance, verify::Report};
+
+/// A Host App with one cluster, `a`, whose every address echoes; port 1 refuses.
+#[derive(Debug)]
+pub(crate) struct Fake;
+
+impl Fake {
+    fn a() -> ClusterStatus {
+        ClusterStatus {
+            id: id("a"),
+            state: "ready".into(),
+            detail: "ready".into(),
+            since_secs: 1,
+            usable: true,
+            node: None,
+            addresses: vec![],
+            node_key: None,
+            path: None,
+            router: None,
+            routes: vec!["10.96.0.0/16".into()],
+            flows: 0,
+        }
+    }
+}
+
+impl HostApi for Fake {
+    fn ready(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        Box::pin(async {
+            StatusReport { running: true, pid: Some(1), url: None, version: None, clusters: vec![Self::a()] }
+        })
+    }
+
+    fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
+        Box::pin(async { vec![Self::a()] })
+    }
+
+    fn cluster<'a>(&'a self, wanted: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
+        Box::pin(async move { (*wanted == id("a")).then(Self::a) })
+    }
+
+    fn dialer(&self, wanted: &ClusterId) -> Option<Arc<dyn Dialer>> {
+        (*wanted == id("a")).then(|| Arc::new(Echo) as Arc<dyn Dialer>)
+    }
+
+    fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
+        Box::pin(async move {
+            match clusters.iter().find(|wanted| **wanted != id("a")) {
+                Some(unknown) => Err(HostError::unknown_cluster(unknown, &[id("a")])),
+                None => Ok(Report {
+                    passed: clusters.len(),
+                    ..Report { success: true, passed: 0, warned: 0, failed: 0, skipped: 0, clusters: vec![] }
+                }),
+            }
+        })
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async { Err(HostError::new(Class::Credentials, "the key file is missing").with_hint("put it back")) })
+    }
+}
+
+/// Sends back what it gets, and `.` once nothing more comes.
+#[derive(Debug)]
+struct Echo;
+
+impl Dialer for Echo {
+    fn dial(&self, to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
+        Box::pin(async move {
+            if to.addr().port() == 1 {
+                return Err(DialError::Refused { target: to });
+            }
+            let (near, far) = tokio::io::duplex(1024);
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(far);
+                tokio::io::copy(&mut read, &mut write).await?;
+                write.write_all(b".").await?;
+                write.shutdown().await
+            });
+            Ok(Box::new(near) as Box<dyn Io>)
+        })
+    }
+}
+
+fn id(text: &str) -> ClusterId {
+    text.parse().expect("an id")
+}
+
+fn target(text: &str) -> Target {
+    text.parse().expect("a target")
+}
+
+/// A door that serves, and what clients find in its home folder.
+struct Served {
+    home: TempDir,
+    address: SocketAddr,
+    instance: Instance,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Served {
+    async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(tune: impl FnOnce(&mut Door)) -> Self {
+        let home = tempfile::tempdir().expect("tempdir");
+        let instance = Instance::take(home.path()).expect("the only one");
+        let mut door = Door::bind(home.path(), ([127, 0, 0, 1], 0).into(), Arc::new(Fake)).await.expect("bound");
+        tune(&mut door);
+        let address = door.address();
+        let stop = CancellationToken::new();
+        let task = door.spawn(stop.clone());
+        instance.announce(address).expect("announced");
+        Self { home, address, instance, stop, task }
+    }
+
+    fn client(&self) -> HostClient {
+        HostClient::discover(self.home.path()).expect("readable").expect("running")
+    }
+
+    fn token(&self) -> String {
+        token(self.home.path()).expect("a token").expose().clone()
+    }
+
+    async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certs::authority(self.home.path()).expect("read").expect("made")).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        let stream = TcpStream::connect(self.address).await.expect("connected");
+        let name = ServerName::try_from("localhost").expect("a name");
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("TLS")
+    }
+
+    /// Sends a request as it stands, with our Host and token unless it has its own, and returns the whole answer.
+    async fn raw(&self, line: &str, headers: &[&str], body: &str) -> String {
+        let mut text = format!("{line} HTTP/1.1\r\nconnection: close\r\n");
+        let has = |name: &str| headers.iter().any(|h| h.starts_with(name));
+        if !has("host:") {
+            text += &format!("host: {}\r\n", self.address);
+        }
+        if !has("authorization:") {
+            text += &format!("authorization: Bearer {}\r\n", self.token());
+        }
+        for header in headers {
+            text += &format!("{header}\r\n");
+        }
+        text += &format!("\r\n{body}");
+        let mut stream = self.tls(&[]).await;
+        stream.write_all(text.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        // A server that refuses early may reset what it did not read.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("text")
+    }
+
+    /// Stops the door and waits until everything has ended.
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("ended in order");
+        drop(self.instance);
+    }
+}
+
+/// The status and, of a refusal, the code.
+fn said(answer: &str) -> (u16, Option<String>) {
+    let status = answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status: {answer:?}"));
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let problem: Option<problem::Problem> = serde_json::from_str(body).ok();
+    assert_eq!(problem.is_some(), answer.contains("content-type: application/problem+json\r\n"), "{answer}");
+    assert!(problem.as_ref().is_none_or(|p| p.status == status), "{answer}");
+    (status, problem.map(|p| p.code))
+}
+
+fn refused(status: u16, code: &str) -> (u16, Option<String>) {
+    (status, Some(code.to_owned()))
+}
+
+#[tokio::test]
+async fn healthz_is_open_and_the_rest_needs_the_token() {
+    let door = Served::new().await;
+    let none = ["authorization: none"];
+    assert_eq!(said(&door.raw("GET /healthz", &none, "").await), (200, None));
+    assert_eq!(said(&door.raw("GET /readyz", &[], "").await), (200, None));
+    for path in
+        ["/readyz", "/api/v1/status", "/api/v1/clusters", "/api/v1/clusters/a/dial?to=10.96.0.1:443", "/nowhere"]
+    {
+        let answer = door.raw(&format!("GET {path}"), &none, "").await;
+        assert_eq!(said(&answer), refused(401, "unauthorized"), "{path}");
+        assert!(answer.contains("www-authenticate: Bearer\r\n"), "{answer}");
+    }
+    let wrong = format!("authorization: Bearer {}", "A".repeat(43));
+    assert_eq!(said(&door.raw("GET /readyz", &[&wrong], "").await), refused(401, "unauthorized"));
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_forged_host_and_another_page_are_refused() {
+    let door = Served::new().await;
+    let answer = door.raw("GET /healthz", &["host: evil.example"], "").await;
+    assert_eq!(said(&answer), refused(421, "wrong_host"));
+    let answer = door.raw("GET /readyz", &["origin: https://evil.example"], "").await;
+    assert_eq!(said(&answer), refused(403, "foreign_origin"));
+    assert!(!answer.to_lowercase().contains("access-control-"), "no CORS: {answer}");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_and_heads_have_limits() {
+    let door = Served::new().await;
+    let large = " ".repeat(64 * 1024 + 1);
+    let answer = door.raw("POST /api/v1/verify", &[&format!("content-length: {}", large.len())], &large).await;
+    assert_eq!(said(&answer), refused(413, "too_large"));
+    let many: Vec<String> = (0..70).map(|n| format!("x-{n}: y")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(said(&door.raw("GET /readyz", &many, "").await), (431, None), "number");
+    let long = format!("x: {}", "y".repeat(20_000));
+    assert_eq!(said(&door.raw("GET /readyz", &[&long], "").await), (431, None), "size");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_end_its_head_or_body_is_let_go() {
+    let door = Served::new().await;
+    let mut slow_head = door.tls(&[]).await;
+    slow_head.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.expect("sent");
+    let mut slow_body = door.tls(&[]).await;
+    let head = format!(
+        "POST /api/v1/verify HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: 9\r\n\r\n{{",
+        door.address,
+        door.token()
+    );
+    slow_body.write_all(head.as_bytes()).await.expect("sent");
+    let mut silent_http2 = door.tls(&[b"h2"]).await;
+    // From here time passes as soon as everybody waits.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let (mut head, mut body, mut http2) = (Vec::new(), String::new(), Vec::new());
+    let _ = slow_head.read_to_end(&mut head).await;
+    let _ = slow_body.read_to_string(&mut body).await;
+    let _ = silent_http2.read_to_end(&mut http2).await;
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(said(&body), refused(408, "slow_body"));
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said_in_the_same_form() {
+    let door = Served::new().await;
+    assert_eq!(said(&door.raw("GET /nowhere", &[], "").await), refused(404, "not_found"));
+    assert_eq!(said(&door.raw("GET /api/v1/verify", &[], "").await), refused(405, "wrong_method"));
+    assert_eq!(said(&door.raw("GET /api/v1/clusters/x", &[], "").await), refused(404, "not_found"));
+    assert_eq!(said(&door.raw("GET /api/v1/clusters/X%2F", &[], "").await), refused(400, "usage"));
+    let odd = door.raw("POST /api/v1/verify", &["content-length: 5"], "{\"x\":").await;
+    assert_eq!(said(&odd), refused(400, "usage"));
+    for (path, status, code) in [
+        ("/api/v1/clusters/a/dial?to=10.96.0.1:443", 426, "upgrade_required"),
+        ("/api/v1/clusters/a/dial?to=echo:443", 400, "usage"),
+        ("/api/v1/clusters/a/dial", 400, "usage"),
+    ] {
+        assert_eq!(said(&door.raw(&format!("GET {path}"), &[], "").await), refused(status, code), "{path}");
+    }
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn the_client_gets_what_the_host_app_says() {
+    let door = Served::new().await;
+    let client = door.client();
+    assert_eq!(client.url(), format!("https://{}", door.address));
+    assert!(client.ready().await.expect("answers"));
+    assert_eq!(client.clusters().await.expect("clusters"), [Fake::a()]);
+    assert_eq!(client.cluster(&id("a")).await.expect("a"), Fake::a());
+    assert_eq!(client.status().await.expect("status").clusters, [Fake::a()]);
+    assert_eq!(client.verify(&[id("a")]).await.expect("a report").passed, 1);
+    assert_eq!(client.verify(&[]).await.expect("a report").passed, 0);
+
+    let unknown = HostError::unknown_cluster(&id("x"), &[id("a")]);
+    assert_eq!(client.cluster(&id("x")).await.expect_err("unknown"), unknown);
+    assert_eq!(client.verify(&[id("x")]).await.expect_err("unknown"), unknown);
+    let missing = client.reload().await.expect_err("refused");
+    assert_eq!((missing.class(), missing.hint().as_deref()), (Class::Credentials, Some("put it back")));
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_dial_is_the_stream_itself_both_ways_and_each_way_ends_alone() {
+    let door = Served::new().await;
+    let mut stream = door.client().dialer(&id("a")).dial(target("10.96.0.1:443")).await.expect("dialled");
+    let sent: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let (mut read, mut write) = tokio::io::split(&mut stream);
+    let sending = async {
+        write.write_all(&sent).await.expect("sent");
+        write.shutdown().await.expect("ended");
+    };
+    let mut got = Vec::new();
+    let ((), received) = tokio::join!(sending, read.read_to_end(&mut got));
+    received.expect("received");
+    assert_eq!(got.pop(), Some(b'.'), "what comes after our end still arrives");
+    assert!(got == sent, "{} of {} bytes came back", got.len(), sent.len());
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_dial_is_the_error_that_the_connector_gave() {
+    let door = Served::new().await;
+    let to = target("10.96.0.1:1");
+    let why = door.client().dialer(&id("a")).dial(to).await.expect_err("refused");
+    assert_eq!(why, DialError::Refused { target: to });
+    let why = door.client().dialer(&id("x")).dial(to).await.expect_err("unknown");
+    assert!(why.to_string().contains("there is no cluster x"), "{why}");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn http2_is_spoken_too() {
+    let door = Served::new().await;
+    let stream = door.tls(&[b"h2"]).await;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    let uri = format!("https://{}/readyz", door.address);
+    let request = http::Request::get(uri).header("authorization", format!("Bearer {}", door.token()));
+    let asking = async {
+        let answer = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).expect("a request")).await;
+        drop(sender);
+        answer.expect("an answer").status()
+    };
+    let (status, ended) = tokio::join!(asking, connection);
+    assert_eq!(status, http::StatusCode::OK);
+    ended.expect("ended in order");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_dial_counts_as_a_connection_for_as_long_as_it_lives() {
+    let door = Served::with(|door| door.server.connections = 1).await;
+    let stream = door.client().dialer(&id("a")).dial(target("10.96.0.1:443")).await.expect("dialled");
+    {
+        tokio::time::pause();
+        let second = timeout(Duration::from_secs(1), door.tls(&[])).await;
+        assert!(second.is_err(), "no room");
+        tokio::time::resume();
+    }
+    drop(stream);
+    assert!(door.client().ready().await.expect("room again"));
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_cuts_what_does_not_end_within_the_grace() {
+    let door = Served::new().await;
+    let mut stream = door.client().dialer(&id("a")).dial(target("10.96.0.1:443")).await.expect("dialled");
+    stream.write_all(b"x").await.expect("sent");
+    assert_eq!(stream.read_u8().await.expect("echoed"), b'x');
+    let address = door.address;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    door.stop().await;
+    assert_eq!(began.elapsed().as_secs(), 10, "the open dial had its grace");
+    assert!(TcpStream::connect(address).await.is_err(), "nothing listens any more");
+    assert!(stream.read_u8().await.is_err(), "the dial was cut");
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_taken_without_a_restart() {
+    let door = Served::new().await;
+    let before = door.client();
+    assert!(before.ready().await.expect("answers"));
+    certs::regen_certs(door.home.path(), true).expect("made");
+    assert!(door.client().ready().await.expect("trusted by those who read the new authority"));
+    assert!(before.ready().await.is_err(), "not by those who have the old one");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_and_nothing_is_made() {
+    let holder = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = holder.local_addr().expect("an address");
+    let home = tempfile::tempdir().expect("tempdir");
+    let refused = Door::bind(home.path(), address, Arc::new(Fake)).await.expect_err("refused");
+    assert_eq!(refused.to_string(), format!("{address} is taken by another program"));
+    assert_eq!(refused.class(), Class::Conflict);
+    let hint = refused.hint().expect("a hint");
+    assert!(hint.contains("guildnet status") && hint.contains("--listen"), "{hint}");
+    assert_eq!(std::fs::read_dir(home.path()).expect("folder").count(), 0);
+    drop(holder);
+    Door::bind(home.path(), address, Arc::new(Fake)).await.expect("works once the port is free");
+}
+
+#[tokio::test]
+async fn the_door_opens_on_this_device_only() {
+    let home = tempfile::tempdir().expect("tempdir");
+    for address in ["0.0.0.0:0", "[::]:0", "127.0.0.2:0", "192.0.2.1:0"] {
+        let refused = Door::bind(home.path(), address.parse().expect("an address"), Arc::new(Fake)).await;
+        assert_eq!(refused.expect_err(address).class(), Class::Usage);
+    }
+}

@@ -1,0 +1,254 @@
+//! All clusters of one process: an actor for each record of the store, kept in step with it by [`Fleet::reload`].
+//!
+//! The Host App holds one for as long as it runs; a command that finds no Host App running holds one for its own work.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use futures_util::future::join_all;
+use guildnet_kube::ClusterAccess;
+use guildnet_model::{Class, ClusterId, ConnectorSpec, Secret, StartConnector, Target};
+use guildnet_store::{ClusterRecord, Store};
+use tokio::sync::Mutex;
+
+use crate::{
+    HostError, Settings,
+    cluster::{ClusterActor, ClusterHandle, ClusterSpec},
+    error::Explained as _,
+    server::Server,
+};
+
+/// The clusters of one process.
+pub(crate) struct Fleet {
+    store: Store,
+    connectors: Arc<dyn StartConnector>,
+    /// What was read from the store last, and the actor that was made of it. Never held across an await.
+    members: RwLock<BTreeMap<ClusterId, Member>>,
+    /// One reload at a time; readers of `members` do not wait for it.
+    reloading: Mutex<()>,
+}
+
+struct Member {
+    record: ClusterRecord,
+    actor: Option<ClusterActor>,
+    /// A record that can't be used has no actor, and this reason.
+    unusable: Option<HostError>,
+}
+
+/// What [`Fleet::reload`] changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// Clusters that are served now and were not, or not so.
+    pub(crate) started: Vec<ClusterId>,
+    /// Clusters that are no longer served.
+    pub(crate) stopped: Vec<ClusterId>,
+}
+
+impl Fleet {
+    /// A fleet without clusters; [`Self::reload`] brings them.
+    pub(crate) fn new(store: Store, connectors: Arc<dyn StartConnector>) -> Self {
+        Self { store, connectors, members: RwLock::default(), reloading: Mutex::default() }
+    }
+
+    fn members(&self) -> RwLockReadGuard<'_, BTreeMap<ClusterId, Member>> {
+        // Every change is one insertion or removal: a panic elsewhere leaves the map whole.
+        self.members.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<ClusterId, Member>> {
+        self.members.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the clusters in step with the store: new ones are started, changed ones started again, removed ones
+    /// stopped. Those that did not change are not touched.
+    ///
+    /// # Errors
+    /// The store can't be read; nothing was changed then.
+    /// # Cancellation
+    /// Not to be dropped half-way: clusters that were to be started again would stay stopped until the next reload.
+    pub(crate) async fn reload(&self) -> Result<Changes, HostError> {
+        let _alone = self.reloading.lock().await;
+        let records = self.store.list().await.explained()?;
+        let mut leaving = Vec::new();
+        let mut coming = Vec::new();
+        {
+            let mut members = self.members_mut();
+            let gone: Vec<ClusterId> =
+                members.keys().filter(|id| !records.iter().any(|r| r.id == **id)).cloned().collect();
+            let changed =
+                records.into_iter().filter(|r| members.get(&r.id).is_none_or(|m| needs_restart(&m.record, r)));
+            coming.extend(changed.collect::<Vec<_>>());
+            for id in gone.iter().chain(coming.iter().map(|r| &r.id)) {
+                leaving.extend(members.remove(id).and_then(|m| m.actor));
+            }
+        }
+        let stopped: Vec<ClusterId> = leaving.iter().map(|a| a.handle.id().clone()).collect();
+        // The old connector must let go of its identity before a new one takes it.
+        join_all(leaving.into_iter().map(ClusterActor::stop)).await;
+        let mut changes = Changes { started: Vec::new(), stopped };
+        for record in coming {
+            changes.started.push(record.id.clone());
+            let (actor, unusable) = match spec(&record) {
+                Ok(spec) => (Some(ClusterActor::spawn(spec, Arc::clone(&self.connectors))), None),
+                Err(why) => (None, Some(why)),
+            };
+            self.members_mut().insert(record.id.clone(), Member { record, actor, unusable });
+        }
+        changes.stopped.retain(|id| !changes.started.contains(id));
+        Ok(changes)
+    }
+
+    /// The handles of all clusters that have an actor, by id.
+    pub(crate) fn handles(&self) -> Vec<ClusterHandle> {
+        self.members().values().filter_map(|m| Some(m.actor.as_ref()?.handle.clone())).collect()
+    }
+
+    /// The handles of the named clusters, of all if none is named.
+    ///
+    /// # Errors
+    /// A named one is not there, or its record can't be used.
+    pub(crate) fn handles_of(&self, ids: &[ClusterId]) -> Result<Vec<ClusterHandle>, HostError> {
+        if ids.is_empty() {
+            return Ok(self.handles());
+        }
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            found.push(self.handle(id)?);
+        }
+        Ok(found)
+    }
+
+    /// The handle of one cluster.
+    ///
+    /// # Errors
+    /// It is not there, or its record can't be used.
+    pub(crate) fn handle(&self, id: &ClusterId) -> Result<ClusterHandle, HostError> {
+        let members = self.members();
+        match members.get(id) {
+            Some(Member { actor: Some(actor), .. }) => Ok(actor.handle.clone()),
+            Some(Member { unusable: Some(why), .. }) => Err(why.clone()),
+            _ => Err(HostError::unknown_cluster(id, &members.keys().cloned().collect::<Vec<_>>())),
+        }
+    }
+
+    /// Why records can't be used, by cluster.
+    pub(crate) fn unusable(&self) -> Vec<HostError> {
+        self.members().values().filter_map(|m| m.unusable.clone()).collect()
+    }
+
+    /// Keeps what was found out about a cluster's API server, so that the next start knows it.
+    pub(crate) async fn remember(&self, handle: &ClusterHandle) {
+        let Ok(Some(mut record)) = self.store.get(handle.id()).await else { return };
+        let address = record.api_address.or(handle.known_api_address().map(Target::addr));
+        let uid = record.cluster_uid.clone().or(handle.uid().map(str::to_owned));
+        if address == record.api_address && uid == record.cluster_uid {
+            return;
+        }
+        record.api_address = address;
+        record.cluster_uid = uid;
+        record.updated = jiff::Timestamp::now();
+        match self.store.replace(&record).await {
+            Ok(()) => {
+                if let Some(member) = self.members_mut().get_mut(handle.id()) {
+                    member.record = record;
+                }
+            }
+            Err(why) => tracing::warn!(cluster = %handle.id(), %why, "what was found out is not stored"),
+        }
+    }
+
+    /// The Headscale server that the store knows, else the one of the first cluster (without API key).
+    ///
+    /// # Errors
+    /// The store can't be read, or what it holds can't be used.
+    pub(crate) async fn server(&self) -> Result<Option<Server>, HostError> {
+        if let Some(known) = self.store.headscale().await.explained()? {
+            return Server::new(&known.url, known.api_key, known.ca_pem.as_deref()).map(Some);
+        }
+        let first = self.members().values().next().map(|m| (m.record.login_server.clone(), m.record.ca_pem.clone()));
+        first.map(|(url, ca)| Server::new(&url, None, ca.as_deref())).transpose()
+    }
+
+    /// Stops all clusters and closes the store.
+    pub(crate) async fn stop(&self) {
+        let _alone = self.reloading.lock().await;
+        let members = std::mem::take(&mut *self.members_mut());
+        join_all(members.into_values().filter_map(|m| m.actor).map(ClusterActor::stop)).await;
+        self.store.close().await;
+    }
+}
+
+/// Whether a changed record means another connector or another client. What was only found out about the cluster, and
+/// what only its routers use, does not; a new client key does, since it was made because the old one did not admit.
+fn needs_restart(old: &ClusterRecord, new: &ClusterRecord) -> bool {
+    let ignored = ["router key", "API server address", "cluster UID", "namespace", "namespace number"];
+    old.differences(new).iter().any(|field| !ignored.contains(field))
+}
+
+/// What is wanted of the cluster that a record describes.
+///
+/// # Errors
+/// The stored credential can't be read back.
+pub(crate) fn spec(record: &ClusterRecord) -> Result<ClusterSpec, HostError> {
+    let damaged = |e: &dyn std::fmt::Display| {
+        HostError::new(Class::Credentials, format!("the stored kubeconfig can't be used: {e}"))
+            .with_hint(format!("guildnet cluster add {} --replace --kubeconfig FILE", record.id))
+            .of_cluster(&record.id)
+    };
+    let bytes = Secret::new(record.kubeconfig.expose().clone().into_bytes());
+    let access = ClusterAccess::from_secret_bytes(&bytes).map_err(|e| damaged(&e))?;
+    Ok(ClusterSpec {
+        connector: ConnectorSpec {
+            cluster: record.id.clone(),
+            login_server: record.login_server.clone(),
+            ca_pem: record.ca_pem.clone(),
+            hostname: hostname(&record.id),
+            state_dir: record.state_path.clone(),
+            auth_key: record.client_auth_key.clone(),
+            routes: record.routes.clone(),
+            site: record.site,
+        },
+        access,
+        api_address: record.api_address.map(Target::from),
+        uid: record.cluster_uid.clone(),
+    })
+}
+
+/// Text for the store's kubeconfig field.
+///
+/// # Errors
+/// Never in practice: the saved form of a credential is JSON.
+pub(crate) fn sealed_text(access: &ClusterAccess) -> Result<Secret<String>, HostError> {
+    let bytes = access.to_secret_bytes();
+    String::from_utf8(bytes.expose().clone())
+        .map(Secret::new)
+        .map_err(|_| HostError::new(Class::Failed, "the kubeconfig's saved form is no text"))
+}
+
+/// The connector's name in the tailnet: the cluster, and the device that it runs on.
+pub(crate) fn hostname(cluster: &ClusterId) -> String {
+    // The kernel's name for the machine; one without it is called after the cluster alone.
+    let device = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase();
+    let label: String =
+        device.chars().take_while(|c| *c != '.').filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    // A DNS label has 63 characters at most; the id takes up to 40 of them.
+    let label: String = label.trim_matches('-').chars().take(16).collect();
+    if label.is_empty() { format!("gn-{cluster}") } else { format!("gn-{cluster}-{label}") }
+}
+
+/// Opens the store in the home folder, making both if they are not there.
+pub(crate) async fn open_store(settings: &Settings) -> Result<Store, HostError> {
+    Store::open(&settings.home).await.explained()
+}
+
+/// Opens the store if there is one, and makes nothing.
+pub(crate) async fn open_existing(settings: &Settings) -> Result<Option<Store>, HostError> {
+    if database(settings).exists() { open_store(settings).await.map(Some) } else { Ok(None) }
+}
+
+fn database(settings: &Settings) -> PathBuf {
+    settings.home.join("guildnet.db")
+}

@@ -1,0 +1,192 @@
+//! The Host App, wired: store, connectors, clusters, door. The only file that knows how they fit together.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use guildnet_model::{BoxFuture, Class, ClusterId, Dialer, StartConnector};
+use guildnet_store::Store;
+use guildnet_tailnet::{Engine, EngineConfig};
+use tokio::{signal::unix, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ClusterStatus, HostError, Progress, Settings, StatusReport,
+    cluster::ClusterDialer,
+    daemon::Instance,
+    door::{Door, HostApi},
+    error::Explained as _,
+    fleet::Fleet,
+    status,
+    verify::{self, Report},
+};
+
+/// What the Host App is to be.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The home folder.
+    pub home: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// What it is made of that tests replace.
+pub struct Deps {
+    /// Starts connectors.
+    pub connectors: Arc<dyn StartConnector>,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").finish_non_exhaustive()
+    }
+}
+
+impl Deps {
+    /// The real ones.
+    ///
+    /// # Errors
+    /// The machine refused what the connectors' engine needs.
+    pub fn real() -> Result<Self, HostError> {
+        let connectors = Engine::new(EngineConfig::default()).explained()?;
+        Ok(Self { connectors })
+    }
+}
+
+/// The Host App, built: everything is open and bound, nothing runs yet.
+pub struct Host {
+    fleet: Arc<Fleet>,
+    door: Door,
+    instance: Instance,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("address", &self.door.address()).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Takes the home folder for this process, opens the store and the certificates, and binds the port.
+    ///
+    /// # Errors
+    /// Another Host App has the folder, the store can't be opened, the port is taken. Nothing is left running.
+    pub async fn build(config: HostConfig, deps: Deps) -> Result<Self, HostError> {
+        let instance = Instance::take(&config.home)?;
+        let store = Store::open(&config.home).await.explained()?;
+        let fleet = Arc::new(Fleet::new(store, deps.connectors));
+        let api = Arc::new(Api { fleet: Arc::clone(&fleet) });
+        let door = Door::bind(&config.home, config.listen, api).await?;
+        Ok(Self { fleet, door, instance })
+    }
+
+    /// Where its door is.
+    pub fn address(&self) -> SocketAddr {
+        self.door.address()
+    }
+
+    /// Starts serving; the clusters are started at once and come up on their own time.
+    ///
+    /// # Errors
+    /// The store can't be read, or clients can't be told where the door is.
+    pub async fn spawn(self) -> Result<Drain, HostError> {
+        self.fleet.reload().await?;
+        let stop = CancellationToken::new();
+        let address = self.door.address();
+        let door = self.door.spawn(stop.clone());
+        self.instance.announce(address)?;
+        Ok(Drain { fleet: self.fleet, door, stop, _instance: self.instance })
+    }
+}
+
+/// The running Host App. To be ended with [`Drain::stop`].
+pub struct Drain {
+    fleet: Arc<Fleet>,
+    door: JoinHandle<()>,
+    stop: CancellationToken,
+    _instance: Instance,
+}
+
+impl std::fmt::Debug for Drain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drain").finish_non_exhaustive()
+    }
+}
+
+impl Drain {
+    /// Stops: new connections are refused, open ones get their grace, then connectors and store are closed. Returns when
+    /// everything has ended.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(panicked) = self.door.await {
+            tracing::error!(%panicked, "the door ended badly");
+        }
+        self.fleet.stop().await;
+    }
+}
+
+/// `guildnet serve`: runs the Host App in the foreground until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It could not start; see [`Host::build`].
+pub async fn serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
+    let signal =
+        |kind| unix::signal(kind).map_err(|why| HostError::new(Class::Failed, format!("no signal handler: {why}")));
+    // Before anything is open: a signal that comes early must not leave files behind.
+    let (mut terminate, mut interrupt) =
+        (signal(unix::SignalKind::terminate())?, signal(unix::SignalKind::interrupt())?);
+    let config = HostConfig { home: settings.home.clone(), listen: settings.listen };
+    let running = Host::build(config, Deps::real()?).await?;
+    let address = running.address();
+    let running = running.spawn().await?;
+    progress.step(None, &format!("serving at https://{address}"));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    progress.step(None, "stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// What the door asks the rest.
+struct Api {
+    fleet: Arc<Fleet>,
+}
+
+impl HostApi for Api {
+    fn ready(&self) -> bool {
+        // The door serves only after the store was read and the connectors were asked to start.
+        true
+    }
+
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        Box::pin(async { status::of_running(&self.fleet).await })
+    }
+
+    fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
+        Box::pin(async { status::of_clusters(&self.fleet.handles()).await })
+    }
+
+    fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
+        Box::pin(async move {
+            let handle = self.fleet.handle(id).ok()?;
+            Some(status::of_cluster(&handle).await)
+        })
+    }
+
+    fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>> {
+        let handle = self.fleet.handle(id).ok()?;
+        Some(Arc::new(ClusterDialer(handle)))
+    }
+
+    fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
+        Box::pin(async move { verify::verify_fleet(&self.fleet, &clusters).await })
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async {
+            let changes = self.fleet.reload().await?;
+            tracing::info!(started = ?changes.started, stopped = ?changes.stopped, "clusters read again");
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! The Host App as a library: one actor per cluster, the door on 127.0.0.1, and the operations behind the command.
+//!
+//! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
+//! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
+//! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
+//!
+//! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
+//! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
+
+mod add;
+pub mod certs;
+pub mod client;
+mod cluster;
+mod contexts;
+pub mod daemon;
+pub mod door;
+mod error;
+#[cfg(test)]
+mod fake;
+mod fleet;
+mod host;
+mod namespace;
+mod progress;
+mod reach;
+mod router;
+mod server;
+mod settings;
+mod status;
+mod up;
+pub mod verify;
+
+pub use add::{AddRequest, ClusterInfo, Removed, cluster_add, cluster_list, cluster_remove, cluster_show};
+pub use certs::regen_certs;
+pub use contexts::contexts;
+pub use error::HostError;
+pub use host::{Deps, Drain, Host, HostConfig, serve};
+pub use namespace::{NamespaceReport, namespace_and_keys};
+pub use progress::{Progress, Silent};
+pub use router::{RouterReport, RouterRequest, Via, router_ensure, router_manifest, router_status};
+pub use settings::{DEFAULT_LISTEN, Settings};
+pub use status::{ClusterStatus, DialSession, StatusReport, dial, status, token};
+pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest, down, up};
+pub use verify::verify;

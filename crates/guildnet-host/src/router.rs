@@ -1,0 +1,296 @@
+//! The routers of one cluster: what they are told, deploying them, and having their routes approved.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use guildnet_headscale::{NamespaceFile, ServerFeatures};
+use guildnet_kube::{ApiServer, ClusterAccess, RouterPlan, RouterStatus, router as kube_router};
+use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber, via6};
+use serde::Serialize;
+use tokio::time::timeout;
+use url::Url;
+
+pub use crate::reach::Via;
+use crate::{
+    HostError, KubeconfigRef, Progress, Settings,
+    client::HostClient,
+    error::Explained as _,
+    fleet,
+    host::Deps,
+    namespace,
+    reach::{Reached, Ways, reach},
+    server::Server,
+    up::{Known, plan as input},
+};
+
+/// How long printing manifests waits for the server's version: two round trips of a slow link.
+const VERSION_LIMIT: Duration = Duration::from_secs(3);
+
+/// Which cluster's router, and what is known of it beside the store.
+#[derive(Clone, Debug)]
+pub struct RouterRequest {
+    /// The cluster.
+    pub id: ClusterId,
+    /// The kubeconfig to use, for a cluster that the store does not know.
+    pub kubeconfig: Option<KubeconfigRef>,
+    /// Namespace file; default `tmp/cluster-<id>-headscale.json` if it is there.
+    pub from: Option<PathBuf>,
+    /// Networks, if neither the store, the file nor the settings name them.
+    pub routes: Option<Networks>,
+    /// How to reach the API server.
+    pub via: Via,
+}
+
+/// What was observed of a cluster's routers, and by which way.
+#[derive(Clone, Debug, Serialize)]
+pub struct RouterReport {
+    /// The cluster.
+    pub id: ClusterId,
+    /// The way that was used.
+    pub via: Via,
+    /// The DaemonSet; `None` if it is not deployed.
+    pub router: Option<RouterStatus>,
+}
+
+/// What is known of a cluster's router from flags, file and store, in this order.
+struct Sources {
+    login_server: Url,
+    ca_pem: Option<String>,
+    auth_key: Option<Secret<String>>,
+    routes: Option<Networks>,
+    site: Option<SiteNumber>,
+}
+
+impl Sources {
+    fn gather(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<Self, HostError> {
+        let file = namespace_file(request)?;
+        let file = file.as_ref();
+        let record = known.record(&request.id);
+        let login_server = settings
+            .headscale_url
+            .clone()
+            .or_else(|| file.map(|f| f.login_server.clone()))
+            .or_else(|| record.map(|r| r.login_server.clone()))
+            .or_else(|| known.headscale.as_ref().map(|h| h.url.clone()))
+            .ok_or_else(|| {
+                HostError::new(Class::Usage, "no login server is known for the router").with_hint(
+                    "give --login-server URL (or TS_LOGIN_SERVER), or the file that 'guildnet headscale namespace' wrote: --from FILE",
+                )
+            })?;
+        let kept_ca = || known.headscale.as_ref().filter(|h| h.url == login_server).and_then(|h| h.ca_pem.clone());
+        Ok(Self {
+            ca_pem: settings
+                .headscale_ca
+                .clone()
+                .or_else(|| file.and_then(|f| f.ca_pem.clone()))
+                .or_else(|| record.and_then(|r| r.ca_pem.clone()))
+                .or_else(kept_ca),
+            auth_key: settings
+                .auth_key
+                .clone()
+                .or_else(|| file.and_then(|f| f.router_auth_key.clone()))
+                .or_else(|| record.and_then(|r| r.router_auth_key.clone())),
+            routes: request
+                .routes
+                .clone()
+                .or_else(|| settings.routes.clone())
+                .or_else(|| file.and_then(|f| f.routes.clone()))
+                .or_else(|| record.map(|r| r.routes.clone())),
+            site: file.and_then(|f| f.site).or_else(|| record.and_then(|r| r.site)),
+            login_server,
+        })
+    }
+
+    fn plan(&self, settings: &Settings, id: &ClusterId, routes: Networks, features: ServerFeatures) -> RouterPlan {
+        let mut plan = RouterPlan::new(id.clone(), self.login_server.clone(), routes);
+        plan.site_routes = site_routes(&plan.routes, self.site, features);
+        plan.auth_key = self.auth_key.clone();
+        plan.ca_pem = self.ca_pem.clone();
+        named(settings, plan)
+    }
+}
+
+/// The file that was named, else the one at its usual place if it is there.
+fn namespace_file(request: &RouterRequest) -> Result<Option<NamespaceFile>, HostError> {
+    match &request.from {
+        Some(file) => NamespaceFile::read(file).map(Some).explained(),
+        None => {
+            let usual = namespace::usual_file(&request.id);
+            if Path::new(&usual).exists() { NamespaceFile::read(&usual).map(Some).explained() } else { Ok(None) }
+        }
+    }
+}
+
+/// 4via6 networks are for servers that can't tell equal plain ones apart.
+fn site_routes(routes: &Networks, site: Option<SiteNumber>, features: ServerFeatures) -> Vec<ipnet::Ipv6Net> {
+    let site = site.filter(|_| !features.via_grants);
+    site.into_iter().flat_map(|s| routes.as_slice().iter().map(move |n| via6::prefix(s, *n))).collect()
+}
+
+fn named(settings: &Settings, mut plan: RouterPlan) -> RouterPlan {
+    if let Some(name) = &settings.hostname {
+        plan.hostname.clone_from(name);
+    }
+    if let Some(image) = &settings.image {
+        plan.image.clone_from(image);
+    }
+    plan
+}
+
+/// The plan for a cluster that `up` has prepared.
+pub(crate) fn plan(
+    settings: &Settings,
+    file: &NamespaceFile,
+    routes: &Networks,
+    features: ServerFeatures,
+) -> RouterPlan {
+    let mut plan = RouterPlan::new(file.cluster.clone(), file.login_server.clone(), routes.clone());
+    plan.site_routes = site_routes(routes, file.site, features);
+    plan.auth_key.clone_from(&file.router_auth_key);
+    plan.ca_pem.clone_from(&file.ca_pem);
+    named(settings, plan)
+}
+
+/// Applies the plan and waits until every node's router has joined.
+pub(crate) async fn deploy(
+    api: &ApiServer,
+    plan: &RouterPlan,
+    progress: &dyn Progress,
+) -> Result<RouterStatus, HostError> {
+    let mut tell = |step: kube_router::RouterProgress| progress.step(Some(&plan.cluster), &step.to_string());
+    kube_router::ensure(api, plan, &mut tell).await.explained()
+}
+
+/// Applies the DaemonSet and waits until every node's router is connected; with an API key also until its routes are
+/// approved, and approves them if the policy does not.
+///
+/// # Errors
+/// The API server can't be reached on any way (the hint says what to run on the other side), a pod does not come up (with
+/// its own reason), the server does not admit the router.
+/// # Cancellation
+/// Dropping the future leaves the DaemonSet applied; the same call goes on from there.
+pub async fn router_ensure(
+    settings: &Settings,
+    request: RouterRequest,
+    progress: &dyn Progress,
+) -> Result<RouterReport, HostError> {
+    let id = request.id.clone();
+    let known = Known::read(settings).await?;
+    let sources = Sources::gather(settings, &request, &known)?;
+    let api_key = known.headscale(settings).filter(|h| h.url == sources.login_server).and_then(|h| h.api_key);
+    let server = Server::new(&sources.login_server, api_key, sources.ca_pem.as_deref())?;
+    let reached = reach_router(settings, &request, &known).await?;
+    progress.step(
+        Some(&id),
+        if reached.via == Via::Direct {
+            "API server reached directly"
+        } else {
+            "API server reached through the connector"
+        },
+    );
+    let outcome = ensure(settings, &id, &sources, &server, &reached, progress).await;
+    let via = reached.via;
+    reached.close().await;
+    outcome.map(|router| RouterReport { id: id.clone(), via, router: Some(router) }).map_err(|e| e.of_cluster(&id))
+}
+
+async fn ensure(
+    settings: &Settings,
+    id: &ClusterId,
+    sources: &Sources,
+    server: &Server,
+    reached: &Reached,
+    progress: &dyn Progress,
+) -> Result<RouterStatus, HostError> {
+    let routes = match &sources.routes {
+        Some(known) => known.clone(),
+        None => reached.api.discover_networks().await.explained()?.networks().explained()?,
+    };
+    let features = server.features().await?;
+    let plan = sources.plan(settings, id, routes.clone(), features);
+    let status = deploy(&reached.api, &plan, progress).await?;
+    if server.has_key() {
+        server.serve_routes(id, &routes, sources.site, progress).await?;
+    }
+    Ok(status)
+}
+
+async fn reach_router(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<Reached, HostError> {
+    let record = known.record(&request.id);
+    let access = access(settings, request, known)?;
+    let host = HostClient::discover(&settings.home)?.filter(|_| record.is_some());
+    let connectors = Deps::real()?.connectors;
+    reach(&request.id, &access, request.via, &Ways { host: host.as_ref(), record, connectors: &connectors }).await
+}
+
+fn access(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<ClusterAccess, HostError> {
+    match (&request.kubeconfig, known.record(&request.id)) {
+        (Some(file), _) => input::access(settings, file).map_err(|e| e.of_cluster(&request.id)),
+        (None, Some(record)) => fleet::spec(record).map(|spec| spec.access),
+        (None, None) => {
+            let ids: Vec<ClusterId> = known.records.iter().map(|r| r.id.clone()).collect();
+            Err(HostError::unknown_cluster(&request.id, &ids))
+        }
+    }
+}
+
+/// The manifests as YAML for `kubectl apply --server-side -f -`; the key only if `with_key`. Reaches no cluster; asks the
+/// Headscale server for its version, and does without the answer.
+///
+/// # Errors
+/// Login server, networks or (if asked for) key are not known from flags, file or store.
+pub async fn router_manifest(settings: &Settings, request: RouterRequest, with_key: bool) -> Result<String, HostError> {
+    let known = Known::read(settings).await?;
+    let sources = Sources::gather(settings, &request, &known)?;
+    let missing = |what: &str, hint: &str| {
+        HostError::new(Class::Usage, format!("{what} is not known")).with_hint(hint).of_cluster(&request.id)
+    };
+    let routes = sources
+        .routes
+        .clone()
+        .ok_or_else(|| missing("which networks the router serves", "give them: --routes 10.96.0.0/16,10.244.0.0/16"))?;
+    if with_key && sources.auth_key.is_none() {
+        return Err(missing(
+            "the router's key",
+            "make one with 'guildnet headscale namespace', or give --router-key-file FILE",
+        ));
+    }
+    let server = Server::new(&sources.login_server, None, sources.ca_pem.as_deref())?;
+    let features = match timeout(VERSION_LIMIT, server.features()).await {
+        Ok(Ok(features)) => features,
+        // The form that every server understands: both networks are advertised, and the policy picks.
+        Ok(Err(_)) | Err(_) => ServerFeatures::BEFORE_029,
+    };
+    let plan = sources.plan(settings, &request.id, routes, features);
+    Ok(kube_router::manifests_yaml(&plan, with_key))
+}
+
+/// What is there now.
+///
+/// # Errors
+/// The cluster is not known, or its API server can't be reached.
+pub async fn router_status(settings: &Settings, request: RouterRequest) -> Result<RouterReport, HostError> {
+    let known = Known::read(settings).await?;
+    let reached = reach_router(settings, &request, &known).await?;
+    let seen = kube_router::status(&reached.api).await.explained_of(&request.id);
+    let via = reached.via;
+    reached.close().await;
+    Ok(RouterReport { id: request.id, via, router: seen? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn site_networks_are_advertised_only_where_plain_ones_cannot_be_told_apart() {
+        let routes: Networks = "10.96.0.0/16".parse().expect("networks");
+        let site: SiteNumber = "7".parse().expect("a site");
+        assert!(site_routes(&routes, Some(site), ServerFeatures::CURRENT).is_empty());
+        let old = site_routes(&routes, Some(site), ServerFeatures::BEFORE_029);
+        assert_eq!(old.iter().map(ToString::to_string).collect::<Vec<_>>(), ["fd7a:115c:a1e0:b1a:0:7:a60:0/112"]);
+        assert!(site_routes(&routes, None, ServerFeatures::BEFORE_029).is_empty());
+    }
+}

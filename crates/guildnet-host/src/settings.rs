@@ -1,0 +1,60 @@
+//! What the person set, already resolved: flags, then environment, then `.env`, then defaults. Pure; reads nothing.
+//!
+//! What is not set here may still be known from an earlier run: the store keeps the Headscale server, its authority and
+//! the API key (sealed), and each cluster's record. [`Settings`] wins over both.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use guildnet_model::{Networks, Secret};
+use url::Url;
+
+/// Where the Host App listens unless told otherwise: loopback only.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8090);
+
+/// Settings of one run of the command or of the Host App.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder that holds everything: `GUILDNET_HOME`, else `~/.guildnet`.
+    pub home: PathBuf,
+    /// Where the Host App listens.
+    pub listen: SocketAddr,
+    /// The Headscale server (`HEADSCALE_URL`, else `TS_LOGIN_SERVER`).
+    pub headscale_url: Option<Url>,
+    /// Headscale API key. Without one, keys from a namespace file suffice.
+    pub api_key: Option<Secret<String>>,
+    /// PEM certificates to trust for Headscale and its relays: the content, not the path.
+    pub headscale_ca: Option<String>,
+    /// Networks of clusters for which none are given or known (`TS_ROUTES`).
+    pub routes: Option<Networks>,
+    /// A preauth key given by hand (`TS_AUTHKEY`): for routers in `router_*`, for the connector in `cluster_add`.
+    pub auth_key: Option<Secret<String>>,
+    /// First part of the routers' names in the tailnet (`TS_HOSTNAME`); `gn-<cluster>` if not given.
+    pub hostname: Option<String>,
+    /// The routers' container image (`TS_IMAGE`), if not the pinned one.
+    pub image: Option<String>,
+    /// Whether kubeconfigs may name other files to be read.
+    pub allow_files: bool,
+}
+
+impl Settings {
+    /// Defaults for a home folder.
+    pub fn new(home: PathBuf) -> Self {
+        Self {
+            home,
+            listen: DEFAULT_LISTEN,
+            headscale_url: None,
+            api_key: None,
+            headscale_ca: None,
+            routes: None,
+            auth_key: None,
+            hostname: None,
+            image: None,
+            allow_files: false,
+        }
+    }
+
+    /// The folder that keeps a cluster's connector identity: `<home>/tsnet/cluster-<id>`.
+    pub fn state_dir(&self, cluster: &guildnet_model::ClusterId) -> PathBuf {
+        self.home.join("tsnet").join(cluster.namespace())
+    }
+}

@@ -1,0 +1,236 @@
+//! What the Host App and its clusters are doing at this moment, and streams into clusters for the command.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use guildnet_model::{ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, PathKind, Secret, Target};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    HostError, Progress, Settings,
+    client::HostClient,
+    cluster::{ClusterActor, ClusterDialer, ClusterHandle},
+    door,
+    error::Explained as _,
+    fleet,
+    fleet::Fleet,
+    host::Deps,
+};
+
+/// One cluster in [`StatusReport`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Its id.
+    pub id: ClusterId,
+    /// The connector's state, one word: `ready`, `starting`, `needs_key`, ...; `not_running` if no Host App runs.
+    pub state: String,
+    /// The state in words, with the cause.
+    pub detail: String,
+    /// Seconds in this state.
+    pub since_secs: u64,
+    /// Whether dials may be tried.
+    pub usable: bool,
+    /// This node's name in the tailnet, once the server has named it.
+    pub node: Option<String>,
+    /// Its addresses there.
+    pub addresses: Vec<String>,
+    /// The node key, as `nodekey:<hex>`: public.
+    pub node_key: Option<String>,
+    /// The path to its router: `direct`, `relay`, `idle`.
+    pub path: Option<String>,
+    /// The router in use.
+    pub router: Option<String>,
+    /// The cluster's networks.
+    pub routes: Vec<String>,
+    /// Open TCP flows.
+    pub flows: usize,
+}
+
+/// The Host App and its clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusReport {
+    /// Whether the Host App runs.
+    pub running: bool,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// Its address.
+    pub url: Option<String>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The clusters, by id.
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// What the Host App says of itself and its clusters; what the store knows if it does not run. Makes nothing.
+///
+/// # Errors
+/// The Host App runs and does not answer, or the store can't be read.
+pub async fn status(settings: &Settings) -> Result<StatusReport, HostError> {
+    if let Some(host) = HostClient::discover(&settings.home)? {
+        let said = host.status().await?;
+        return Ok(StatusReport { running: true, pid: Some(host.pid()), url: Some(host.url()), ..said });
+    }
+    let clusters = match fleet::open_existing(settings).await? {
+        Some(store) => {
+            let records = store.list().await.explained();
+            store.close().await;
+            records?.iter().map(|r| not_running(&r.id, r.routes.clone().into())).collect()
+        }
+        None => vec![],
+    };
+    Ok(StatusReport { running: false, pid: None, url: None, version: None, clusters })
+}
+
+fn not_running(id: &ClusterId, routes: Vec<String>) -> ClusterStatus {
+    ClusterStatus {
+        id: id.clone(),
+        state: "not_running".into(),
+        detail: "the Host App is not running".into(),
+        since_secs: 0,
+        usable: false,
+        node: None,
+        addresses: vec![],
+        node_key: None,
+        path: None,
+        router: None,
+        routes,
+        flows: 0,
+    }
+}
+
+/// The report of the process that runs the fleet; the address is the caller's to add.
+pub(crate) async fn of_running(fleet: &Fleet) -> StatusReport {
+    StatusReport {
+        running: true,
+        pid: Some(std::process::id()),
+        url: None,
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        clusters: of_clusters(&fleet.handles()).await,
+    }
+}
+
+/// All clusters at once.
+pub(crate) async fn of_clusters(handles: &[ClusterHandle]) -> Vec<ClusterStatus> {
+    join_all(handles.iter().map(of_cluster)).await
+}
+
+/// One cluster, from what its connector shows.
+pub(crate) async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
+    let snapshot = handle.snapshot().await;
+    let routes = handle.networks().clone().into();
+    let status = snapshot.as_ref().map_or_else(|| handle.status(), |s| s.status.clone());
+    let since = SystemTime::now().duration_since(status.since).unwrap_or(Duration::ZERO);
+    let (path, router) = snapshot.as_ref().map(way).unwrap_or_default();
+    let usable = status.is_usable();
+    ClusterStatus {
+        id: handle.id().clone(),
+        state: word(&status.state).to_owned(),
+        detail: status.state.to_string(),
+        since_secs: since.as_secs(),
+        usable,
+        addresses: status.node.iter().flat_map(|n| &n.addresses).map(ToString::to_string).collect(),
+        node_key: status.node.as_ref().map(|n| n.node_key.clone()),
+        node: status.node.map(|n| n.name),
+        path: path.map(|p| p.to_string()),
+        router,
+        routes,
+        flows: snapshot.map_or(0, |s| s.flows),
+    }
+}
+
+/// The best path to a router of the cluster, and that router's name.
+fn way(snapshot: &ConnectorSnapshot) -> (Option<PathKind>, Option<String>) {
+    let rank = |path| match path {
+        PathKind::Direct => 0,
+        PathKind::Relay => 1,
+        PathKind::Idle => 2,
+    };
+    let routers = snapshot.peers.iter().filter(|p| p.trusted && p.online != Some(false));
+    let best = routers.min_by_key(|p| rank(p.path));
+    (best.map(|p| p.path), best.map(|p| p.name.clone()))
+}
+
+fn word(state: &ConnectorState) -> &'static str {
+    match state {
+        ConnectorState::Starting => "starting",
+        ConnectorState::NeedsKey { .. } => "needs_key",
+        ConnectorState::Syncing => "syncing",
+        ConnectorState::Ready => "ready",
+        ConnectorState::Degraded { .. } => "degraded",
+        ConnectorState::Failed { .. } => "failed",
+        ConnectorState::Stopped => "stopped",
+    }
+}
+
+/// An open stream into a cluster. Call [`DialSession::finish`] when done.
+pub struct DialSession {
+    /// The stream. Binary-safe; shutting it down ends the sending half only.
+    pub io: Box<dyn Io>,
+    own: Option<ClusterActor>,
+}
+
+impl std::fmt::Debug for DialSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DialSession").field("own_connector", &self.own.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl DialSession {
+    /// Closes the stream, and stops what was started for it alone.
+    pub async fn finish(self) {
+        drop(self.io);
+        if let Some(actor) = self.own {
+            actor.stop().await;
+        }
+    }
+}
+
+/// Opens a stream to an address in the cluster's networks: through the running Host App, else by a connector that is
+/// started for it.
+///
+/// # Errors
+/// The cluster is not known; the address is not in its networks, or does not answer.
+/// # Cancellation
+/// Dropping the future abandons the dial; a connector that was started for it ends by itself.
+pub async fn dial(
+    settings: &Settings,
+    cluster: &ClusterId,
+    to: Target,
+    progress: &dyn Progress,
+) -> Result<DialSession, HostError> {
+    if let Some(host) = HostClient::discover(&settings.home)? {
+        // One that the Host App does not know is answered before anything is dialled.
+        host.cluster(cluster).await?;
+        let io = host.dialer(cluster).dial(to).await.explained_of(cluster)?;
+        return Ok(DialSession { io, own: None });
+    }
+    let record = match fleet::open_existing(settings).await? {
+        Some(store) => {
+            let found = store.get(cluster).await.explained();
+            let known = store.ids().await.explained();
+            store.close().await;
+            found?.ok_or(HostError::unknown_cluster(cluster, &known?))?
+        }
+        None => return Err(HostError::unknown_cluster(cluster, &[])),
+    };
+    let spec = fleet::spec(&record)?;
+    progress.step(Some(cluster), "no Host App runs: starting a connector for this dial");
+    let actor = ClusterActor::spawn(spec, Deps::real()?.connectors);
+    match ClusterDialer(actor.handle.clone()).dial(to).await {
+        Ok(io) => Ok(DialSession { io, own: Some(actor) }),
+        Err(why) => {
+            actor.stop().await;
+            Err(HostError::explained(&why).of_cluster(cluster))
+        }
+    }
+}
+
+/// The token of the Host App's API: the credential for everything it serves.
+///
+/// # Errors
+/// It can't be read, or not be made where there is none yet.
+pub fn token(settings: &Settings) -> Result<Secret<String>, HostError> {
+    door::token(&settings.home)
+}

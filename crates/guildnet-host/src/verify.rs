@@ -1,0 +1,74 @@
+//! Verify: asks every link of every cluster at once and names the one that is broken, with the command that mends it.
+//!
+//! The checks are data, one list (`list.rs`): what is asked, what must hold before, and a function that fetches facts
+//! (`context.rs`) and hands them to a pure decision (`server.rs`, `membership.rs`, `kube.rs`, `isolation.rs`).
+//! `schedule.rs` runs them, `report.rs` is what comes out. Nothing here mends anything.
+
+mod context;
+mod isolation;
+mod kube;
+mod list;
+mod membership;
+mod report;
+mod schedule;
+mod server;
+
+use std::sync::Arc;
+
+use guildnet_model::{Class, ClusterId};
+
+pub use self::report::{CheckReport, ClusterReport, Outcome, Report, Verdict};
+use self::{
+    context::{CheckContext, Shared},
+    list::CHECKS,
+};
+use crate::{HostError, Progress, Settings, client::HostClient, fleet, fleet::Fleet, host::Deps};
+
+/// Runs all checks on the given clusters (on all that are known if none is given): in the running Host App, else here,
+/// with connectors that are started for it. Isolation is asked against all clusters that are known, given or not.
+///
+/// # Errors
+/// No cluster, or not the named one, is known; the store can't be read. A check that fails is no error: see the report.
+/// # Cancellation
+/// Dropping the future abandons the checks.
+pub async fn verify(settings: &Settings, clusters: &[ClusterId], progress: &dyn Progress) -> Result<Report, HostError> {
+    if let Some(host) = HostClient::discover(&settings.home)? {
+        return host.verify(clusters).await;
+    }
+    let Some(store) = fleet::open_existing(settings).await? else { return Err(nothing_known()) };
+    progress.step(None, "no Host App runs: starting connectors for these checks");
+    let fleet = Fleet::new(store, Deps::real()?.connectors);
+    let report = match fleet.reload().await {
+        Ok(_) => verify_fleet(&fleet, clusters).await,
+        Err(why) => Err(why),
+    };
+    fleet.stop().await;
+    report
+}
+
+fn nothing_known() -> HostError {
+    HostError::new(Class::NotFound, "no cluster is known here").with_hint("guildnet up --cluster ID=KUBECONFIG")
+}
+
+/// The same on clusters that are served by this process.
+pub(crate) async fn verify_fleet(fleet: &Fleet, ids: &[ClusterId]) -> Result<Report, HostError> {
+    if let Some(why) =
+        fleet.unusable().into_iter().find(|e| ids.is_empty() || e.cluster().is_none_or(|c| ids.contains(c)))
+    {
+        return Err(why);
+    }
+    let asked = fleet.handles_of(ids)?;
+    if asked.is_empty() {
+        return Err(nothing_known());
+    }
+    let shared = Arc::new(Shared::new(fleet.server().await?, fleet.handles()));
+    let server = CheckContext::new(Arc::clone(&shared), None);
+    let contexts: Vec<(ClusterId, CheckContext)> =
+        asked.iter().map(|c| (c.id().clone(), CheckContext::new(Arc::clone(&shared), Some(c.clone())))).collect();
+    let report = schedule::run_all(CHECKS, &server, &contexts).await;
+    for cluster in &asked {
+        fleet.remember(cluster).await;
+    }
+    tracing::info!(summary = report.summary(), "verified");
+    Ok(report)
+}

@@ -1,0 +1,150 @@
+//! Isolation: whether one cluster's connector can reach another cluster. Pure decisions over what was observed.
+//!
+//! A silence proves nothing by itself: the other cluster may be down. So every probe has a control, the other cluster's
+//! own connector at the same address at the same moment; without it the check is skipped.
+
+use guildnet_model::{ClusterId, ConnectorSnapshot, ProbeOutcome, Target};
+
+use super::Outcome;
+
+/// What one connector could see and reach of another cluster.
+#[derive(Clone, Debug)]
+pub(super) struct PairSeen {
+    /// The cluster that must not be reached.
+    pub(super) other: ClusterId,
+    /// Peers of this connector that belong to the other cluster.
+    pub(super) foreign: Vec<String>,
+    /// Peers of the other connector that belong to this cluster.
+    pub(super) foreign_there: Vec<String>,
+    /// Probes through the other cluster's router, past this connector's own filters.
+    pub(super) attempts: Vec<Attempt>,
+}
+
+/// One probe and its control.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) target: Target,
+    /// From this cluster's connector.
+    pub(super) probe: ProbeOutcome,
+    /// From the other cluster's own connector, within the same time.
+    pub(super) control: Result<(), String>,
+}
+
+/// The peers of a connector that belong to `cluster`: by its tags, or because that cluster's connector knows them as
+/// its own.
+pub(super) fn peers_of(cluster: &ClusterId, of: &ConnectorSnapshot, there: &ConnectorSnapshot) -> Vec<String> {
+    let tags = [cluster.router_tag(), cluster.client_tag()];
+    let own: Vec<&str> = there
+        .peers
+        .iter()
+        .filter(|p| p.trusted)
+        .map(|p| p.node_key.as_str())
+        .chain(there.status.node.as_ref().map(|n| n.node_key.as_str()))
+        .collect();
+    let belongs =
+        |p: &&guildnet_model::PeerInfo| p.tags.iter().any(|t| tags.contains(t)) || own.contains(&p.node_key.as_str());
+    of.peers.iter().filter(belongs).map(|p| p.name.clone()).collect()
+}
+
+/// Judges all ordered pairs that begin at one cluster.
+pub(super) fn judge(pairs: &[PairSeen]) -> Outcome {
+    if pairs.is_empty() {
+        return Outcome::NotRequired { because: "there is only one cluster" };
+    }
+    if let Some(broken) = pairs.iter().find_map(broken) {
+        return Outcome::fail(broken, "guildnet up, which applies the policy that isolates the clusters");
+    }
+    if let Some(unproven) = pairs.iter().find_map(unproven) {
+        return Outcome::skip(unproven);
+    }
+    let others: Vec<&str> = pairs.iter().map(|p| p.other.as_str()).collect();
+    let probes: usize = pairs.iter().map(|p| p.attempts.len()).sum();
+    Outcome::pass(format!(
+        "no peer of {0}; {probes} probes past the own filters stayed silent while {0} answered its own connector",
+        others.join(", ")
+    ))
+}
+
+fn broken(pair: &PairSeen) -> Option<String> {
+    let other = &pair.other;
+    if !pair.foreign.is_empty() {
+        return Some(format!("its network map names peers of cluster {other}: {}", pair.foreign.join(", ")));
+    }
+    if !pair.foreign_there.is_empty() {
+        return Some(format!("the network map of cluster {other} names its peers: {}", pair.foreign_there.join(", ")));
+    }
+    let answered = pair.attempts.iter().find(|a| a.probe == ProbeOutcome::Answered)?;
+    Some(format!("{} of cluster {other} answered through {other}'s router", answered.target))
+}
+
+fn unproven(pair: &PairSeen) -> Option<String> {
+    let other = &pair.other;
+    if pair.attempts.is_empty() {
+        return Some(format!("no router of cluster {other} is known, so nothing could be tried"));
+    }
+    pair.attempts.iter().find_map(|a| match (&a.probe, &a.control) {
+        (ProbeOutcome::Impossible { why }, _) => {
+            Some(format!("{} of cluster {other} could not be probed: {why}", a.target))
+        }
+        (_, Err(why)) => {
+            Some(format!("no control: cluster {other} itself did not get an answer from {}: {why}", a.target))
+        }
+        (_, Ok(())) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(probe: ProbeOutcome, control: Result<(), String>) -> PairSeen {
+        PairSeen {
+            other: "b".parse().expect("an id"),
+            foreign: vec![],
+            foreign_there: vec![],
+            attempts: vec![Attempt { target: "10.96.0.1:443".parse().expect("a target"), probe, control }],
+        }
+    }
+
+    #[test]
+    fn silence_with_a_control_passes() {
+        assert!(matches!(judge(&[pair(ProbeOutcome::Silent, Ok(()))]), Outcome::Pass { .. }));
+    }
+
+    #[test]
+    fn an_answer_fails_whatever_the_control_says() {
+        for control in [Ok(()), Err("timed out".to_owned())] {
+            let Outcome::Fail { seen, hint } = judge(&[pair(ProbeOutcome::Answered, control)]) else {
+                panic!("must fail")
+            };
+            assert!(seen.contains("10.96.0.1:443") && hint.contains("guildnet up"), "{seen} {hint}");
+        }
+    }
+
+    #[test]
+    fn silence_without_a_control_is_skipped() {
+        assert!(matches!(judge(&[pair(ProbeOutcome::Silent, Err("timed out".into()))]), Outcome::Skip { .. }));
+    }
+
+    #[test]
+    fn a_probe_that_was_not_made_is_skipped() {
+        let impossible = ProbeOutcome::Impossible { why: "not ready".into() };
+        assert!(matches!(judge(&[pair(impossible, Ok(()))]), Outcome::Skip { .. }));
+    }
+
+    #[test]
+    fn a_foreign_peer_fails_on_either_side_even_if_nothing_could_be_probed() {
+        let untried = PairSeen { attempts: vec![], ..pair(ProbeOutcome::Silent, Ok(())) };
+        assert!(matches!(judge(std::slice::from_ref(&untried)), Outcome::Skip { .. }));
+        let here = PairSeen { foreign: vec!["gn-b-node".into()], ..untried.clone() };
+        let there = PairSeen { foreign_there: vec!["gn-a-node".into()], ..untried };
+        for broken in [here, there] {
+            assert!(matches!(judge(&[pair(ProbeOutcome::Silent, Ok(())), broken]), Outcome::Fail { .. }));
+        }
+    }
+
+    #[test]
+    fn one_cluster_alone_is_not_required() {
+        assert!(matches!(judge(&[]), Outcome::NotRequired { .. }));
+    }
+}
