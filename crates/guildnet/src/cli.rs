@@ -1,0 +1,406 @@
+//! What can be typed: subcommands, flags, their help. Texts stay texts here; `settings.rs` and `run.rs` turn them into
+//! checked types, so that a wrong one is answered with its cause, a hint and its exit code. Nothing here does IO.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Many Kubernetes clusters at once, each through its own userspace tailnet.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    // The last of two equal flags wins, so that a script's can be overridden.
+    args_override_self = true,
+    disable_help_subcommand = true,
+    after_help = "Settings come from flags, then the environment, then .env in the working folder, then defaults.\n\
+                  Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 credentials, 5 unreachable, 6 conflict,\n\
+                  7 some clusters failed, 8 a precondition is missing."
+)]
+pub(crate) struct Cli {
+    /// Folder of GuildNet's state [env: GUILDNET_HOME] [default: ~/.guildnet]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) home: Option<PathBuf>,
+
+    /// Say more about what is done (twice: even more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Connect clusters: namespaces, keys, policy, routers, Host App, verify
+    Up(Up),
+    /// Stop the Host App
+    Down(Down),
+    /// Run the Host App in the foreground
+    Serve(Serve),
+    /// Show the Host App and its clusters
+    Status(OutputArgs),
+    /// Check every link of every cluster and name the broken one
+    Verify(Verify),
+    /// The clusters that the Host App knows
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// The Headscale server's share of the work
+    #[command(subcommand)]
+    Headscale(Headscale),
+    /// The subnet routers inside the clusters
+    #[command(subcommand)]
+    Router(Router),
+    /// Connect standard input and output to an address inside a cluster
+    Dial(Dial),
+    /// Print the Host App's access token, the credential of its API
+    Token,
+    /// The certificate of the Host App's own address
+    #[command(subcommand)]
+    Certs(Certs),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version(OutputArgs),
+}
+
+/// How data is printed on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// How to print: columns, more columns, or data
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+/// The Headscale server and what is trusted of it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct HeadscaleArgs {
+    /// The server's address, https://HOST[:PORT] [env: HEADSCALE_URL]
+    #[arg(long, value_name = "URL", help_heading = "Headscale")]
+    pub(crate) headscale_url: Option<String>,
+    /// File with an API key [env: HEADSCALE_API_KEY_FILE, or the key in HEADSCALE_API_KEY]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Headscale")]
+    pub(crate) headscale_api_key_file: Option<PathBuf>,
+    /// PEM file with the authority of its certificate, if it is a private one [env: HEADSCALE_CA]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Headscale")]
+    pub(crate) headscale_ca: Option<PathBuf>,
+}
+
+/// Which kubeconfig, which context.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// The cluster's kubeconfig [env: KUBECONFIG] [default: ~/.kube/config]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The context in it [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// A cluster to connect; repeat for more [env: GUILDNET_CLUSTERS, separated by spaces]
+    ///
+    /// The id is the name that GuildNet gives it: a DNS label of at most 40 characters that begins with a letter. Without any, the clusters that are
+    /// known already are brought up again. No context that was not named is ever touched.
+    #[arg(long = "cluster", value_name = "ID=KUBECONFIG[:CONTEXT]")]
+    pub(crate) clusters: Vec<String>,
+    #[command(flatten)]
+    pub(crate) headscale: HeadscaleArgs,
+    /// The Pod and Service networks of each of these clusters, IPv4 [env: TS_ROUTES] [default: discovered]
+    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
+    pub(crate) routes: Option<String>,
+    /// The routers' image [env: GUILDNET_ROUTER_IMAGE]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Where the Host App listens [env: GUILDNET_LISTEN] [default: 127.0.0.1:8090]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Keep what others wrote into the Headscale policy, beside GuildNet's own part
+    #[arg(long)]
+    pub(crate) merge: bool,
+    /// Do not verify at the end
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Remove all local state too: clusters, keys, certificates, the connectors' identities
+    #[arg(long)]
+    pub(crate) purge: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to listen [env: GUILDNET_LISTEN] [default: 127.0.0.1:8090]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Only these clusters (server-wide checks always run) [default: all]
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) clusters: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// Add a cluster, or replace it
+    Add(ClusterAdd),
+    /// List the clusters
+    List(OutputArgs),
+    /// Show one cluster (never its secrets)
+    Show {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove a cluster: its record, its connector's identity, and what was made for it where that can be reached
+    Remove {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        headscale: HeadscaleArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterAdd {
+    /// The name to give it: a DNS label that begins with a letter
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) kubeconfig: KubeconfigArgs,
+    /// Take namespace, login server and keys from a file that `guildnet headscale namespace` wrote
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) from: Option<PathBuf>,
+    /// Where the connector logs in [env: TS_LOGIN_SERVER] [default: the Headscale server]
+    #[arg(long, alias = "ts-login-server", value_name = "URL")]
+    pub(crate) login_server: Option<String>,
+    /// File with the connector's preauth key [default: made with the Headscale API key]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) client_key_file: Option<PathBuf>,
+    /// Its Pod and Service networks, IPv4 [env: TS_ROUTES] [default: discovered]
+    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
+    pub(crate) routes: Option<String>,
+    /// Folder of the connector's identity [default: tsnet/cluster-<id> in GuildNet's folder]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Site number, 1 to 65535 [default: the namespace's number on Headscale]
+    #[arg(long, value_name = "N")]
+    pub(crate) site: Option<String>,
+    /// Replace a cluster of this name
+    #[arg(long)]
+    pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) headscale: HeadscaleArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Headscale {
+    /// Make a cluster's namespace and its two keys, and write them to a file (0600)
+    Namespace(Namespace),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Namespace {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    /// The file to write [default: tmp/cluster-<id>-headscale.json]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// The cluster's Pod and Service networks, IPv4 [env: TS_ROUTES]
+    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
+    pub(crate) routes: Option<String>,
+    /// Keep what others wrote into the Headscale policy, beside GuildNet's own part
+    #[arg(long)]
+    pub(crate) merge: bool,
+    #[command(flatten)]
+    pub(crate) headscale: HeadscaleArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Router {
+    /// Apply the router's DaemonSet and wait until it is connected
+    Ensure(RouterEnsure),
+    /// Print the router's manifests, for `kubectl apply -f -` on the cluster's side
+    Manifest(RouterManifest),
+    /// Show the router's pods
+    Status {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        reach: ReachArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// How the cluster's API server is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// Directly if it answers within 3 s, else through the connector
+    #[default]
+    Auto,
+    /// By the kubeconfig's own address
+    Direct,
+    /// Through the cluster's connector
+    Tailnet,
+}
+
+/// Which API server, and on which way.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ReachArgs {
+    #[command(flatten)]
+    pub(crate) kubeconfig: KubeconfigArgs,
+    /// How to reach the API server
+    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
+    pub(crate) via: Via,
+}
+
+/// What the router is told.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct RouterArgs {
+    /// File with namespace, login server and router key [default: tmp/cluster-<id>-headscale.json, if it is there]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) from: Option<PathBuf>,
+    /// Where it logs in [env: TS_LOGIN_SERVER] [default: the Headscale server]
+    #[arg(long, alias = "ts-login-server", value_name = "URL")]
+    pub(crate) login_server: Option<String>,
+    /// File with its preauth key [env: the key in TS_AUTHKEY]
+    #[arg(long, alias = "ts-authkey-file", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) router_key_file: Option<PathBuf>,
+    /// The networks it serves, IPv4 [env: TS_ROUTES] [default: discovered]
+    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
+    pub(crate) routes: Option<String>,
+    /// Its name in the tailnet; the node's name is added [env: TS_HOSTNAME]
+    #[arg(long, alias = "ts-hostname", value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Its image [env: GUILDNET_ROUTER_IMAGE]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    #[command(flatten)]
+    pub(crate) headscale: HeadscaleArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RouterEnsure {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+    #[command(flatten)]
+    pub(crate) router: RouterArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RouterManifest {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    /// Print the router key too; without it the manifests expect the Secret to be there
+    #[arg(long)]
+    pub(crate) with_key: bool,
+    #[command(flatten)]
+    pub(crate) router: RouterArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dial {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    /// An IP address in the cluster's networks, and a port
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) target: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Certs {
+    /// Renew the certificate of the Host App's address
+    Regen {
+        /// Make a new authority too: what trusts the old one must be told
+        #[arg(long)]
+        new_ca: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn helps(command: &mut clap::Command, path: &str, text: &mut String) {
+        writeln!(text, "$ {path} --help\n{}", command.render_long_help()).expect("a string grows");
+        for sub in command.get_subcommands_mut() {
+            let path = format!("{path} {}", sub.get_name());
+            helps(sub, &path, text);
+        }
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_of_every_subcommand() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut text = String::new();
+        helps(&mut command, "guildnet", &mut text);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(lines.join("\n").replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+    }
+
+    #[test]
+    fn the_last_of_two_equal_flags_wins_and_clusters_add_up() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["guildnet", "up"], args].concat()).expect("good");
+        let cli = parse(&["--cluster=a=x", "--cluster=b=y", "--listen=1", "--listen=2"]);
+        let Command::Up(up) = cli.command else { unreachable!("up was typed") };
+        assert_eq!(
+            (up.clusters.as_slice(), up.listen.as_deref()),
+            (["a=x".to_owned(), "b=y".to_owned()].as_slice(), Some("2"))
+        );
+    }
+
+    #[test]
+    fn no_flag_takes_a_secret() {
+        let mut open = vec![Cli::command()];
+        while let Some(command) = open.pop() {
+            for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+                let names_a_secret = ["key", "token", "password", "secret"].iter().any(|word| flag.contains(word));
+                assert!(
+                    !names_a_secret || flag.ends_with("-file") || flag == "with-key",
+                    "--{flag} of {}",
+                    command.get_name()
+                );
+            }
+            open.extend(command.get_subcommands().cloned());
+        }
+    }
+}

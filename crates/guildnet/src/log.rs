@@ -1,0 +1,29 @@
+//! The log: events of GuildNet's own crates on standard error, which is the log file when the Host App runs in the
+//! background.
+//!
+//! Libraries may only warn. There is no free filter on purpose: some of them print whole messages at lower levels, keys
+//! included.
+
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Starts the log: warnings, one level more for a server, one more for each `-v`.
+pub(crate) fn start(verbose: u8, server: bool) {
+    let level = match verbose.saturating_add(u8::from(server)) {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        // A prefix: all of our crates begin with it.
+        .with_target("guildnet", level)
+        // The wire formats of the engine: their warnings may hold addresses with queries.
+        .with_target("ts_", LevelFilter::OFF);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // Only a second start could fail; there is one.
+    let _started = tracing_subscriber::registry().with(filter).with(lines).try_init();
+}

@@ -1,0 +1,9 @@
+//! The built command as a black box: what a person types and what they get. Needs no fleet and no network beyond
+//! loopback; the fleet's own tests are the lab's.
+
+#[path = "it/bad_input.rs"]
+mod bad_input;
+#[path = "it/command.rs"]
+mod command;
+#[path = "it/sandbox.rs"]
+mod sandbox;
