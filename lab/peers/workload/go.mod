@@ -1,0 +1,3 @@
+module guildnet.invalid/peers/workload
+
+go 1.26

@@ -1,0 +1,222 @@
+//! A running lab, for tests and for the command: its files, its doors, its faults.
+
+use std::{
+    ffi::OsStr,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    cgroup::Cgroups,
+    cluster,
+    command::{self, PATH},
+    error::LabError,
+    headscale, net,
+    peers::Peers,
+    plan::{API_PORT, ClusterPlan, Instance, Plan},
+    process::{self, Spec},
+    state::{Lock, State, StateFile},
+    status::{Status, status},
+};
+
+/// A lab that is up. Every act takes the instance's lock and reads the state anew.
+#[derive(Debug, Clone)]
+pub struct Lab {
+    plan: Plan,
+    peers: Peers,
+    person_dir: PathBuf,
+}
+
+impl Lab {
+    /// The lab of the instance that the environment names (`GUILDNET_LAB_INSTANCE`, else `default`).
+    ///
+    /// # Errors
+    /// [`LabError::NotRunning`], with the command that brings it up, if there is none; [`LabError::NotRoot`].
+    pub fn attach() -> Result<Self, LabError> {
+        Self::of(&Instance::from_env()?)
+    }
+
+    /// The lab of an instance.
+    ///
+    /// # Errors
+    /// As [`Lab::attach`].
+    pub fn of(instance: &Instance) -> Result<Self, LabError> {
+        crate::up::require_root()?;
+        let state = State::load(instance)?.ok_or_else(|| LabError::NotRunning { instance: instance.to_string() })?;
+        Ok(Self { person_dir: state.plan.person_dir(), peers: Peers(state.peers), plan: state.plan })
+    }
+
+    /// Names and addresses.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The folder of what the user reads: `<cluster>.kubeconfig`, `headscale-url`, `headscale-api-key`,
+    /// `headscale-ca.pem`. It is theirs; `down` removes it.
+    #[must_use]
+    pub fn person_dir(&self) -> &Path {
+        &self.person_dir
+    }
+
+    /// User and group id of who runs `guildnet`.
+    #[must_use]
+    pub fn person(&self) -> (u32, u32) {
+        (self.plan.person.uid, self.plan.person.gid)
+    }
+
+    /// Where a cluster's door is, open or shut.
+    ///
+    /// # Panics
+    /// If the lab has no such cluster.
+    #[must_use]
+    pub fn door_address(&self, cluster: &str) -> SocketAddr {
+        (self.must(cluster).outer, API_PORT).into()
+    }
+
+    /// What runs, as seen now.
+    ///
+    /// # Errors
+    /// If the state can't be read.
+    pub fn status(&self) -> Result<Status, LabError> {
+        self.state().map(|state| status(&state))
+    }
+
+    /// Opens or shuts a cluster's door, or all with `all`. Shutting also cuts what goes through.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if the gateway refuses.
+    pub fn door(&self, cluster: &str, open: bool) -> Result<(), LabError> {
+        let clusters = if cluster == "all" { self.plan.all_clusters() } else { vec![self.plan.cluster(cluster)?] };
+        let (_held, state) = self.hold()?;
+        for cluster in clusters {
+            net::set_door(&cluster, open)?;
+            state.update(|s| set(&mut s.shut_doors, &cluster.id, !open))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a cluster's gateway drop all UDP, or let it through again.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if the gateway refuses.
+    pub fn block_udp(&self, cluster: &str, blocked: bool) -> Result<(), LabError> {
+        let cluster = self.plan.cluster(cluster)?;
+        let (_held, state) = self.hold()?;
+        net::set_udp_blocked(&cluster, blocked)?;
+        state.update(|s| set(&mut s.udp_blocked, &cluster.id, blocked))
+    }
+
+    /// Ends a process: `headscale`, or `CLUSTER/PROGRAM` as in `a/kube-apiserver`. Returns when it is gone.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if it can't be ended.
+    pub fn stop_process(&self, name: &str) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        self.spec(name)?;
+        process::stop(&state, name)
+    }
+
+    /// Starts a process that was stopped; Headscale and an API server are waited for until they answer.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if it does not start.
+    pub fn start_process(&self, name: &str) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        process::ensure(&state, &Cgroups::find()?, &self.spec(name)?)?;
+        match name.split_once('/') {
+            None => headscale::wait(&state),
+            Some((cluster, "kube-apiserver")) => cluster::wait_api(&state, &self.plan.cluster(cluster)?),
+            Some(_) => process::check(&state, name),
+        }
+    }
+
+    /// Freezes a process (it keeps its connections and answers nothing), or lets it go on.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Died`] if it does not run.
+    pub fn freeze_process(&self, name: &str, frozen: bool) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        self.spec(name)?;
+        process::check(&state, name)?;
+        let running = state.get().processes[name];
+        process::signal(running, if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
+        Ok(())
+    }
+
+    /// kubectl with the administrator's rights from the node's namespace; it sees this machine's files.
+    ///
+    /// # Panics
+    /// If the lab has no such cluster.
+    #[must_use]
+    pub fn kubectl(&self, cluster: &str) -> Command {
+        cluster::kubectl(&self.peers, &self.must(cluster))
+    }
+
+    /// Headscale's own command line.
+    #[must_use]
+    pub fn headscale(&self) -> Command {
+        headscale::client(&self.plan, &self.peers)
+    }
+
+    /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway (network).
+    /// `KUBECONFIG` is the administrator's; the peers' programs are on the path.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Died`] if the node does not run.
+    pub fn inside(&self, host: &str, program: impl AsRef<OsStr>) -> Result<Command, LabError> {
+        let (cluster, gateway) = match host.strip_prefix("gw-") {
+            Some(id) => (self.plan.cluster(id)?, true),
+            None => (self.plan.cluster(host)?, false),
+        };
+        let mut inside = if gateway {
+            command::in_netns(&cluster.gateway_ns, program)
+        } else {
+            cluster::in_node(&self.state()?, &cluster, program)?
+        };
+        let bins: Vec<String> = self.peers.0.values().map(|bin| bin.display().to_string()).collect();
+        inside
+            .env("PATH", format!("{}:{PATH}", bins.join(":")))
+            .env("KUBECONFIG", cluster.file("admin.kubeconfig"))
+            .env("KUBECACHEDIR", cluster.file("kubectl-cache"))
+            .env("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock")
+            .env("CONTAINERD_NAMESPACE", "k8s.io");
+        Ok(inside)
+    }
+
+    fn state(&self) -> Result<State, LabError> {
+        let instance = &self.plan.instance;
+        State::load(instance)?.ok_or_else(|| LabError::NotRunning { instance: instance.to_string() })
+    }
+
+    /// The lock and the state as it is now. The lab may have gone down since this value was made.
+    fn hold(&self) -> Result<(Lock, StateFile), LabError> {
+        self.state()?;
+        let lock = Lock::instance(&self.plan.instance, None)?;
+        Ok((lock, StateFile::create(self.state()?)?))
+    }
+
+    fn must(&self, cluster: &str) -> ClusterPlan {
+        self.plan.cluster(cluster).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn spec(&self, name: &str) -> Result<Spec, LabError> {
+        let mut all = vec![headscale::spec(&self.plan, &self.peers)];
+        all.extend(self.plan.all_clusters().iter().flat_map(|c| cluster::specs(&self.plan, c, &self.peers)));
+        let names: Vec<String> = all.iter().map(|spec| spec.name.clone()).collect();
+        all.into_iter()
+            .find(|spec| spec.name == name)
+            .ok_or_else(|| LabError::NotFound { what: format!("no process {name:?}; there are {}", names.join(", ")) })
+    }
+}
+
+/// Puts a name on a list, or takes it off.
+fn set(list: &mut Vec<String>, name: &str, on: bool) {
+    list.retain(|n| n != name);
+    if on {
+        list.push(name.into());
+    }
+}

@@ -1,0 +1,182 @@
+//! The lab's command: parse, call the library, print, exit code. Data on standard output, talk on standard error.
+
+use std::{ffi::OsString, io::Write, os::unix::process::CommandExt, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use guildnet_lab::{HoldNode, Instance, Lab, LabError, Launch, Status, Talk};
+
+/// A real fleet on one machine: Headscale and Kubernetes clusters in network namespaces.
+///
+/// All clusters have the same networks (pods 10.244.0.0/16, Services 10.96.0.0/16, nodes 192.168.77.0/24), each behind
+/// a masquerading gateway of its own. Needs root. GUILDNET_LAB_INSTANCE names a lab, so that several can be up;
+/// GUILDNET_LAB_CACHE is where the built peers are kept (/var/cache/guildnet-lab).
+///
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 no such lab, cluster or process, 5 timed out, 6 conflict with the lab that
+/// is up, 8 something of the machine is missing (root, Go, a package).
+#[derive(Debug, Parser)]
+#[command(name = "guildnet-lab", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Bring the lab up, or start what is dead in it; prints where kubeconfigs, URL and API key are
+    Up {
+        /// How many clusters, or their names: 3, or a,b,west [default: those that are there, else a,b]
+        #[arg(long)]
+        clusters: Option<String>,
+    },
+    /// Remove everything: processes, namespaces, mounts, cgroups, files
+    Down,
+    /// Show what there is and what runs; fails if something does not
+    Status {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Open or shut a cluster's door: the gateway's port 6443 that leads to its API server
+    Door {
+        /// A cluster, or all
+        cluster: String,
+        /// What to do
+        #[arg(value_enum)]
+        to: Door,
+    },
+    /// Run a command inside a host: a is cluster a's node, gw-a its gateway; KUBECONFIG is set
+    Exec {
+        /// The host
+        host: String,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Build the peers into the cache, nothing else (no root needed if the cache is yours)
+    Build,
+    /// Break something, or mend it
+    Fault {
+        #[command(subcommand)]
+        fault: Fault,
+    },
+    #[command(hide = true)]
+    Launch(Launch),
+    #[command(hide = true)]
+    HoldNode(HoldNode),
+}
+
+#[derive(Debug, Subcommand)]
+enum Fault {
+    /// The gateway of a cluster drops all UDP
+    BlockUdp {
+        /// The cluster
+        cluster: String,
+    },
+    /// The gateway of a cluster lets UDP through again
+    UnblockUdp {
+        /// The cluster
+        cluster: String,
+    },
+    /// End a process: headscale, a/kube-apiserver, a/kubelet, ...
+    Stop {
+        /// The process
+        process: String,
+    },
+    /// Start a process that was stopped
+    Start {
+        /// The process
+        process: String,
+    },
+    /// Freeze a process: it keeps its connections and answers nothing
+    Freeze {
+        /// The process
+        process: String,
+    },
+    /// Let a frozen process go on
+    Thaw {
+        /// The process
+        process: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Door {
+    Open,
+    Shut,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(why) => {
+            let mut err = std::io::stderr().lock();
+            // Nobody listens: the exit code still tells.
+            let _closed = writeln!(err, "error: {why}");
+            if let Some(hint) = why.hint() {
+                let _closed = writeln!(err, "  hint: {hint}");
+            }
+            ExitCode::from(why.exit_code())
+        }
+    }
+}
+
+fn run(command: What) -> Result<ExitCode, LabError> {
+    let talk = Talk::start();
+    match command {
+        // These two never come back but by an error.
+        What::Launch(args) => match guildnet_lab::launch(args)? {},
+        What::HoldNode(args) => match guildnet_lab::hold_node(&args)? {},
+        What::Up { clusters } => {
+            let clusters = clusters.as_deref().map(guildnet_lab::cluster_names).transpose()?;
+            let instance = Instance::from_env()?;
+            guildnet_lab::up(&instance, clusters, &talk)?;
+            print(&Lab::of(&instance)?.status()?.text());
+        }
+        What::Down => guildnet_lab::down(&Instance::from_env()?, &talk)?,
+        What::Status { output } => {
+            let status = Lab::attach()?.status()?;
+            print(&shown(&status, output));
+            if !status.is_whole() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        What::Door { cluster, to } => Lab::attach()?.door(&cluster, to == Door::Open)?,
+        What::Exec { host, command } => {
+            let (program, args) = command.split_first().expect("clap requires a command");
+            let mut inside = Lab::attach()?.inside(&host, program)?;
+            let why = inside.args(args).stdin(std::process::Stdio::inherit()).exec();
+            return Err(LabError::Io { what: format!("cannot run {}", program.display()), source: why });
+        }
+        What::Build => guildnet_lab::build(&talk)?,
+        What::Fault { fault } => {
+            let lab = Lab::attach()?;
+            match fault {
+                Fault::BlockUdp { cluster } => lab.block_udp(&cluster, true)?,
+                Fault::UnblockUdp { cluster } => lab.block_udp(&cluster, false)?,
+                Fault::Stop { process } => lab.stop_process(&process)?,
+                Fault::Start { process } => lab.start_process(&process)?,
+                Fault::Freeze { process } => lab.freeze_process(&process, true)?,
+                Fault::Thaw { process } => lab.freeze_process(&process, false)?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown(status: &Status, output: Format) -> String {
+    match output {
+        Format::Table => status.text(),
+        Format::Json => serde_json::to_string_pretty(status).expect("plain data") + "\n",
+    }
+}
+
+fn print(text: &str) {
+    // A closed pipe is the reader's choice.
+    let _closed = std::io::stdout().write_all(text.as_bytes());
+}

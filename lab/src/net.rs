@@ -1,0 +1,235 @@
+//! Bridge, namespaces, gateways, doors: "the internet" of the lab and the private LANs behind it.
+//!
+//! No namespace has a route to the machine's real network: gateways know the bridge's network and nothing else.
+//! Nothing of the machine's own changes but the bridge that is added.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use serde::Deserialize;
+
+use crate::{
+    command::{finish, in_netns, run},
+    error::LabError,
+    plan::{API_PORT, ClusterPlan, LAN_GATEWAY, NODE_ADDRESS, Plan, Used},
+};
+
+/// The gateway's leg on the bridge, the gateway's and the node's leg on the LAN.
+const WAN: &str = "wan";
+const GATEWAY_LAN: &str = "lan";
+const NODE_LAN: &str = "eth0";
+
+/// Interfaces of the machine and the IPv4 networks that are taken: addresses and routes.
+pub(crate) fn in_use() -> Result<(Vec<String>, Vec<Used>), LabError> {
+    #[derive(Deserialize)]
+    struct Link {
+        #[serde(default)]
+        ifname: String,
+        #[serde(default)]
+        addr_info: Vec<Addr>,
+    }
+    #[derive(Deserialize)]
+    struct Addr {
+        #[serde(default)]
+        local: Option<Ipv4Addr>,
+        #[serde(default)]
+        prefixlen: u8,
+    }
+    #[derive(Deserialize)]
+    struct Route {
+        dst: String,
+    }
+    fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> Result<Vec<T>, LabError> {
+        let text = if text.trim().is_empty() { "[]" } else { text };
+        serde_json::from_str(text)
+            .map_err(|why| LabError::Io { what: "cannot read what ip said".into(), source: why.into() })
+    }
+    let links: Vec<Link> = parse(&run("ip", &["-j", "-4", "address", "show"])?)?;
+    let all: Vec<Link> = parse(&run("ip", &["-j", "link", "show"])?)?;
+    let routes: Vec<Route> = parse(&run("ip", &["-j", "-4", "route", "show", "table", "all"])?)?;
+    let mut used: Vec<Used> =
+        links.iter().flat_map(|l| &l.addr_info).filter_map(|a| Some((a.local?, a.prefixlen))).collect();
+    used.extend(routes.iter().filter_map(|route| parse_network(&route.dst)));
+    Ok((all.into_iter().map(|l| l.ifname).collect(), used))
+}
+
+/// `10.0.0.0/8` or a bare address; `None` for the default route, which takes nothing.
+fn parse_network(dst: &str) -> Option<Used> {
+    let (address, len) = dst.split_once('/').unwrap_or((dst, "32"));
+    Some((address.parse().ok()?, len.parse().ok()?))
+}
+
+/// Makes the bridge, or completes it.
+pub(crate) fn ensure_bridge(plan: &Plan) -> Result<(), LabError> {
+    let name = plan.bridge_name();
+    if !Path::new("/sys/class/net").join(&name).exists() {
+        run("ip", &["link", "add", &name, "type", "bridge"])?;
+    }
+    let address = format!("{}/24", plan.host_address());
+    run("ip", &["link", "set", &name, "addrgenmode", "none"])?;
+    run("ip", &["address", "replace", &address, "dev", &name])?;
+    run("ip", &["link", "set", &name, "up"])?;
+    Ok(())
+}
+
+/// Whether gateway and node are there and joined: the last thing made is the first to be missing.
+pub(crate) fn is_complete(plan: &Plan, cluster: &ClusterPlan) -> bool {
+    let bridge = format!("/sys/class/net/{}/master", cluster.leg);
+    std::fs::read_link(bridge).is_ok_and(|master| master.ends_with(plan.bridge_name()))
+        && run("ip", &["-n", &cluster.node_ns, "route", "get", &plan.host_address().to_string()]).is_ok()
+        && {
+            let mut door = in_netns(&cluster.gateway_ns, "iptables");
+            door.args(["-w", "-t", "nat", "-S", "GN-DOOR"]);
+            finish(door, None).is_ok()
+        }
+}
+
+/// Makes a cluster's gateway and its node's namespace, from nothing.
+pub(crate) fn make(plan: &Plan, cluster: &ClusterPlan) -> Result<(), LabError> {
+    remove(cluster)?;
+    let ClusterPlan { node_ns, gateway_ns, leg, .. } = cluster;
+    for namespace in [gateway_ns, node_ns] {
+        run("ip", &["netns", "add", namespace])?;
+        run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
+    }
+    run("ip", &["link", "add", leg, "type", "veth", "peer", "name", WAN, "netns", gateway_ns])?;
+    run("ip", &["link", "set", leg, "addrgenmode", "none"])?;
+    run("ip", &["link", "set", leg, "master", &plan.bridge_name(), "up"])?;
+    run(
+        "ip",
+        &["-n", gateway_ns, "link", "add", GATEWAY_LAN, "type", "veth", "peer", "name", NODE_LAN, "netns", node_ns],
+    )?;
+    for (namespace, link, address) in
+        [(gateway_ns, WAN, cluster.outer), (gateway_ns, GATEWAY_LAN, LAN_GATEWAY), (node_ns, NODE_LAN, NODE_ADDRESS)]
+    {
+        run("ip", &["-n", namespace, "address", "add", &format!("{address}/24"), "dev", link])?;
+        run("ip", &["-n", namespace, "link", "set", link, "up"])?;
+    }
+    // The bridge filter makes Services work between pods of one node; kernels without it do that anyway.
+    let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward
+        if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi";
+    for namespace in [gateway_ns, node_ns] {
+        let mut shell = in_netns(namespace, "sh");
+        shell.args(["-euc", forward]);
+        finish(shell, None)?;
+    }
+    let mut rules = in_netns(gateway_ns, "iptables-restore");
+    rules.arg("-w");
+    finish(rules, Some(&gateway_rules()))?;
+    run("ip", &["-n", node_ns, "route", "add", "default", "via", &LAN_GATEWAY.to_string()])?;
+    Ok(())
+}
+
+/// A home router's rules: masquerade, forward from inside, drop what comes unasked.
+///
+/// Unasked UDP must be dropped, not refused: a refusal leaves a connection entry behind that makes the next outgoing
+/// packet to the same peer leave by another port, and hole punching fails as it would behind no real router.
+fn gateway_rules() -> String {
+    format!(
+        "*nat
+:PREROUTING ACCEPT
+:GN-DOOR -
+-A PREROUTING -i {WAN} -j GN-DOOR
+-A POSTROUTING -o {WAN} -j MASQUERADE
+COMMIT
+*filter
+:INPUT DROP
+:FORWARD DROP
+:GN-FAULT -
+-A INPUT -j GN-FAULT
+-A INPUT -i lo -j ACCEPT
+-A INPUT -i {GATEWAY_LAN} -j ACCEPT
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p icmp --icmp-type echo-request -j ACCEPT
+-A INPUT -p tcp -j REJECT --reject-with tcp-reset
+-A FORWARD -j GN-FAULT
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i {GATEWAY_LAN} -o {WAN} -j ACCEPT
+-A FORWARD -i {WAN} -m conntrack --ctstate DNAT -j ACCEPT
+COMMIT
+"
+    )
+}
+
+/// Opens or shuts the door: one TCP port of the gateway that leads to the API server. Shutting cuts what is open.
+pub(crate) fn set_door(cluster: &ClusterPlan, open: bool) -> Result<(), LabError> {
+    let rules = if open {
+        format!("-A GN-DOOR -p tcp --dport {API_PORT} -j DNAT --to-destination {NODE_ADDRESS}:{API_PORT}\n")
+    } else {
+        String::new()
+    };
+    replace_chain(cluster, "nat", "GN-DOOR", &rules)?;
+    if !open {
+        forget(
+            cluster,
+            &["-p", "tcp", "--orig-dst", &cluster.outer.to_string(), "--orig-port-dst", &API_PORT.to_string()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Makes the gateway drop all UDP, or let it through again.
+pub(crate) fn set_udp_blocked(cluster: &ClusterPlan, blocked: bool) -> Result<(), LabError> {
+    let rules = if blocked { "-A GN-FAULT -p udp -j DROP\n" } else { "" };
+    replace_chain(cluster, "filter", "GN-FAULT", rules)?;
+    // Old mappings must not outlive the block: a real gateway's would not.
+    forget(cluster, &["-p", "udp"])
+}
+
+/// Sets a chain's rules, all at once.
+fn replace_chain(cluster: &ClusterPlan, table: &str, chain: &str, rules: &str) -> Result<(), LabError> {
+    let mut restore = in_netns(&cluster.gateway_ns, "iptables-restore");
+    restore.args(["-w", "--noflush"]);
+    finish(restore, Some(&format!("*{table}\n:{chain} -\n-F {chain}\n{rules}COMMIT\n")))?;
+    Ok(())
+}
+
+/// Removes connection entries of the gateway.
+fn forget(cluster: &ClusterPlan, filter: &[&str]) -> Result<(), LabError> {
+    let mut conntrack = in_netns(&cluster.gateway_ns, "conntrack");
+    conntrack.arg("-D").args(filter);
+    match finish(conntrack, None) {
+        // It fails when there is nothing to remove, and says so.
+        Err(LabError::Command { said, .. }) if said.contains("0 flow entries") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Removes a cluster's namespaces and links; what is not there is fine.
+pub(crate) fn remove(cluster: &ClusterPlan) -> Result<(), LabError> {
+    // By name, at once: with the namespace it would go some time later.
+    if Path::new("/sys/class/net").join(&cluster.leg).exists() {
+        run("ip", &["link", "del", &cluster.leg])?;
+    }
+    for namespace in [&cluster.node_ns, &cluster.gateway_ns] {
+        if namespace_file(namespace).exists() {
+            run("ip", &["netns", "del", namespace])?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the bridge.
+pub(crate) fn remove_bridge(plan: &Plan) -> Result<(), LabError> {
+    let name = plan.bridge_name();
+    if Path::new("/sys/class/net").join(&name).exists() {
+        run("ip", &["link", "del", &name])?;
+    }
+    Ok(())
+}
+
+/// The file that names a namespace.
+pub(crate) fn namespace_file(name: &str) -> std::path::PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_networks_but_the_default_is_not() {
+        assert_eq!(parse_network("10.0.0.0/8"), Some((Ipv4Addr::new(10, 0, 0, 0), 8)));
+        assert_eq!(parse_network("192.0.2.7"), Some((Ipv4Addr::new(192, 0, 2, 7), 32)));
+        assert_eq!(parse_network("default"), None);
+    }
+}

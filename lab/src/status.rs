@@ -1,0 +1,211 @@
+//! What there is and what of it runs, for people and for programs.
+
+use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::{
+    cluster, headscale,
+    peers::Peers,
+    plan::{API_SERVICE, ECHO_SERVICE, LAN, NODE_ADDRESS, POD_NETWORK, Person, SERVICE_NETWORK},
+    process::is_alive,
+    state::State,
+};
+
+/// A lab as it was seen just now.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Its name.
+    pub instance: String,
+    /// The bridge: name, address, network.
+    pub bridge: Bridge,
+    /// The coordination server.
+    pub headscale: Headscale,
+    /// Who runs `guildnet`, and the folder of what they read.
+    pub person: PersonFiles,
+    /// The clusters.
+    pub clusters: Vec<Cluster>,
+    /// The programs of the peers, by family.
+    pub programs: BTreeMap<String, PathBuf>,
+}
+
+/// "The internet" of the lab.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bridge {
+    /// Interface name.
+    pub name: String,
+    /// The machine's address on it.
+    pub address: Ipv4Addr,
+    /// CIDR.
+    pub network: String,
+}
+
+/// Headscale.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Headscale {
+    /// Where clients go.
+    pub url: String,
+    /// File with its authority's certificate.
+    pub ca: PathBuf,
+    /// File with an API key.
+    pub api_key_file: PathBuf,
+    /// Its settings file.
+    pub config: PathBuf,
+    /// Its process.
+    pub process: Process,
+}
+
+/// The user's folder.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PersonFiles {
+    /// Whose files they are.
+    #[serde(flatten)]
+    pub ids: Person,
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+/// A process, alive or not.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Process id, 0 if it was never started.
+    pub pid: i32,
+    /// Whether it runs.
+    pub alive: bool,
+    /// Its output.
+    pub log: PathBuf,
+}
+
+/// A cluster.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// Its name.
+    pub id: String,
+    /// Whether its node is Ready.
+    pub ready: bool,
+    /// Whether the door is open.
+    pub door_open: bool,
+    /// Whether its gateway drops UDP.
+    pub udp_blocked: bool,
+    /// Where the door is: `ADDRESS:PORT` of the gateway.
+    pub door: String,
+    /// The user's kubeconfig, by the door.
+    pub kubeconfig: PathBuf,
+    /// The administrator's kubeconfig, for use in the node's namespace.
+    pub admin_kubeconfig: PathBuf,
+    /// Network namespace of the gateway.
+    pub gateway_namespace: String,
+    /// Network namespace of the node.
+    pub node_namespace: String,
+    /// Name of the node.
+    pub node: String,
+    /// Address of the node on the cluster's LAN.
+    pub node_address: Ipv4Addr,
+    /// The cluster's LAN.
+    pub lan: &'static str,
+    /// Pod network.
+    pub pods: &'static str,
+    /// Service network.
+    pub services: &'static str,
+    /// Address of the `kubernetes` Service.
+    pub api_service: Ipv4Addr,
+    /// Address of the echo Service: HTTP on 80, bytes on 9000.
+    pub echo_service: Ipv4Addr,
+    /// Its processes.
+    pub processes: BTreeMap<String, Process>,
+}
+
+/// Looks at everything.
+#[must_use]
+pub(crate) fn status(state: &State) -> Status {
+    let plan = &state.plan;
+    let peers = Peers(state.peers.clone());
+    let process = |name: &str| {
+        let running = state.processes.get(name);
+        Process { pid: running.map_or(0, |r| r.pid), alive: running.is_some_and(is_alive), log: plan.log(name) }
+    };
+    let person = plan.person_dir();
+    let clusters = plan
+        .all_clusters()
+        .into_iter()
+        .map(|c| Cluster {
+            ready: cluster::node_is_ready(&peers, &c),
+            door_open: !state.shut_doors.contains(&c.id),
+            udp_blocked: state.udp_blocked.contains(&c.id),
+            door: format!("{}:{}", c.outer, crate::plan::API_PORT),
+            kubeconfig: person.join(format!("{}.kubeconfig", c.id)),
+            admin_kubeconfig: c.file("admin.kubeconfig"),
+            node_address: NODE_ADDRESS,
+            lan: LAN,
+            pods: POD_NETWORK,
+            services: SERVICE_NETWORK,
+            api_service: API_SERVICE,
+            echo_service: ECHO_SERVICE,
+            processes: cluster::specs(plan, &c, &peers)
+                .into_iter()
+                .map(|s| (s.name.clone(), process(&s.name)))
+                .collect(),
+            gateway_namespace: c.gateway_ns,
+            node_namespace: c.node_ns,
+            node: c.node_name,
+            id: c.id,
+        })
+        .collect();
+    Status {
+        instance: plan.instance.to_string(),
+        bridge: Bridge { name: plan.bridge_name(), address: plan.host_address(), network: plan.network_cidr() },
+        headscale: Headscale {
+            url: plan.headscale_url(),
+            ca: person.join("headscale-ca.pem"),
+            api_key_file: person.join("headscale-api-key"),
+            config: headscale::config_file(plan),
+            process: process(headscale::NAME),
+        },
+        person: PersonFiles { ids: plan.person, dir: person },
+        clusters,
+        programs: state.peers.clone(),
+    }
+}
+
+impl Status {
+    /// Whether everything that should run runs.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.headscale.process.alive && self.clusters.iter().all(|c| c.ready && c.processes.values().all(|p| p.alive))
+    }
+
+    /// The text for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let mut line = |what: &str, value: &str| {
+            // Writing to a String does not fail.
+            let _never = writeln!(out, "{what:<22} {value}");
+        };
+        let word = |alive| if alive { "runs" } else { "does not run" };
+        line("instance", &self.instance);
+        line("bridge", &format!("{} {}", self.bridge.name, self.bridge.network));
+        line("headscale", &format!("{} ({})", self.headscale.url, word(self.headscale.process.alive)));
+        line("headscale api key", &self.headscale.api_key_file.display().to_string());
+        line("headscale ca", &self.headscale.ca.display().to_string());
+        for cluster in &self.clusters {
+            let mut said = vec![if cluster.ready { "Ready".to_owned() } else { "not Ready".to_owned() }];
+            said.push(format!("door {} {}", cluster.door, if cluster.door_open { "open" } else { "shut" }));
+            if cluster.udp_blocked {
+                said.push("UDP blocked".into());
+            }
+            said.extend(
+                cluster.processes.iter().filter(|(_, p)| !p.alive).map(|(name, _)| format!("{name} does not run")),
+            );
+            line(&format!("cluster {}", cluster.id), &said.join(", "));
+            line(&format!("cluster {} kubeconfig", cluster.id), &cluster.kubeconfig.display().to_string());
+        }
+        out
+    }
+}

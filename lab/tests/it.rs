@@ -1,0 +1,19 @@
+//! End-to-end tests on the lab's fleet: topology, then the user's act, then what the user sees.
+//!
+//! They drive the shipped `guildnet` command as a user would and need a running lab (`guildnet-lab up`) and root.
+//! A test that finds no lab fails; none is skipped. They share one fleet, so the runner runs them one after another.
+
+#[path = "it/bad_input.rs"]
+mod bad_input;
+#[path = "it/disturbances.rs"]
+mod disturbances;
+#[path = "it/fleet.rs"]
+mod fleet;
+#[path = "it/host_app.rs"]
+mod host_app;
+#[path = "it/main_job.rs"]
+mod main_job;
+#[path = "it/smoke.rs"]
+mod smoke;
+#[path = "it/verify_faults.rs"]
+mod verify_faults;
