@@ -1,0 +1,183 @@
+//! The benchmark client on the GuildNet connector: one process, one membership, driven by lines on standard input.
+
+use std::{
+    io::{BufRead, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guildnet_model::{ConnectorSpec, Dialer, Io, Secret, StartConnector, Target};
+use guildnet_tailnet::{Engine, EngineConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use url::Url;
+
+use crate::{
+    protocol::{Answer, HEADER, header},
+    usage,
+};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// How long a join may take, first echo included.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the client is to join and measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Client {
+    /// Login server; the auth key comes from TS_AUTHKEY, trusted certificates from the file in SSL_CERT_FILE.
+    login_server: Url,
+    /// Name of the node.
+    hostname: String,
+    /// The far end's address, inside the cluster.
+    target: Target,
+    /// The cluster whose tags count.
+    #[arg(long, default_value = "a")]
+    cluster: guildnet_model::ClusterId,
+    /// The cluster's networks.
+    #[arg(long, default_value = "10.96.0.0/16,10.244.0.0/16")]
+    routes: guildnet_model::Networks,
+}
+
+impl Client {
+    /// Serves commands until standard input ends.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        // Two threads, as in the Host App: the application's and the engine's own.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let folder = tempfile::tempdir()?;
+        let engine = Engine::new(EngineConfig::default())?;
+        let connector = engine.start(ConnectorSpec {
+            cluster: self.cluster.clone(),
+            login_server: self.login_server.clone(),
+            ca_pem: std::env::var_os("SSL_CERT_FILE").map(std::fs::read_to_string).transpose()?,
+            hostname: self.hostname.clone(),
+            state_dir: folder.path().join("state"),
+            auth_key: std::env::var("TS_AUTHKEY").ok().map(Secret::new),
+            routes: self.routes.clone(),
+            site: None,
+        })?;
+        let mut session = Session { dialer: connector.dialer(), target: self.target, flow: None };
+        let mut out = std::io::stdout().lock();
+        for line in std::io::stdin().lock().lines() {
+            let answer = runtime.block_on(session.timed(&line?));
+            serde_json::to_writer(&mut out, &answer)?;
+            writeln!(out)?;
+            out.flush()?;
+        }
+        runtime.block_on(connector.stop(Duration::from_secs(5)));
+        Ok(())
+    }
+}
+
+struct Session {
+    dialer: Arc<dyn Dialer>,
+    target: Target,
+    flow: Option<Box<dyn Io>>,
+}
+
+impl Session {
+    async fn timed(&mut self, line: &str) -> Answer {
+        let mut answer = Answer::default();
+        let (cpu, begin) = (usage::cpu_seconds(), Instant::now());
+        if let Err(why) = self.run(line, &mut answer).await {
+            answer.error = why.to_string();
+        }
+        answer.seconds = begin.elapsed().as_secs_f64();
+        answer.cpu = usage::cpu_seconds() - cpu;
+        answer.rss_kib = usage::rss_kib();
+        answer
+    }
+
+    async fn run(&mut self, line: &str, answer: &mut Answer) -> Result<(), Failure> {
+        let mut words = line.split_whitespace();
+        let command = words.next().unwrap_or_default();
+        let n: u64 = words.next().map_or(Ok(0), str::parse)?;
+        match command {
+            "join" => self.join().await,
+            "down" => self.download(n).await,
+            "up" => self.upload(n).await,
+            "rtt" | "dial" => {
+                let mut micros = Vec::new();
+                for _ in 0..n {
+                    let begin = Instant::now();
+                    if command == "rtt" {
+                        self.echo().await?;
+                    } else {
+                        drop(self.dialer.dial(self.target).await?);
+                    }
+                    micros.push(u64::try_from(begin.elapsed().as_micros())?);
+                }
+                micros.sort_unstable();
+                if let Some(last) = micros.len().checked_sub(1) {
+                    answer.p50_us = micros[micros.len() / 2];
+                    answer.p99_us = micros[last * 99 / 100];
+                }
+                Ok(())
+            }
+            other => Err(format!("unknown command {other:?}").into()),
+        }
+    }
+
+    /// Repeats the first dial until it echoes.
+    async fn join(&mut self) -> Result<(), Failure> {
+        let begin = Instant::now();
+        loop {
+            let failure: Failure = match self.dialer.dial(self.target).await {
+                Ok(flow) => {
+                    self.flow = Some(flow);
+                    match self.echo().await {
+                        Ok(()) => return Ok(()),
+                        Err(why) => why,
+                    }
+                }
+                Err(why) => why.into(),
+            };
+            if begin.elapsed() > JOIN_LIMIT {
+                return Err(failure);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn flow(&mut self) -> Result<&mut Box<dyn Io>, Failure> {
+        self.flow.as_mut().ok_or_else(|| "not joined".into())
+    }
+
+    async fn echo(&mut self) -> Result<(), Failure> {
+        let flow = self.flow()?;
+        flow.write_all(&header(b'P', 1)).await?;
+        flow.flush().await?;
+        flow.read_exact(&mut [0; HEADER]).await?;
+        Ok(())
+    }
+
+    async fn download(&mut self, bytes: u64) -> Result<(), Failure> {
+        let flow = self.flow()?;
+        flow.write_all(&header(b'D', bytes)).await?;
+        flow.flush().await?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut left = bytes;
+        while left > 0 {
+            let want = buffer.len().min(usize::try_from(left)?);
+            match flow.read(&mut buffer[..want]).await? {
+                0 => return Err(format!("the far end closed with {left} bytes to come").into()),
+                got => left -= got as u64,
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload(&mut self, bytes: u64) -> Result<(), Failure> {
+        let flow = self.flow()?;
+        flow.write_all(&header(b'U', bytes)).await?;
+        let chunk = vec![0; 1 << 16];
+        let mut left = bytes;
+        while left > 0 {
+            let now = chunk.len().min(usize::try_from(left)?);
+            flow.write_all(&chunk[..now]).await?;
+            left -= now as u64;
+        }
+        flow.flush().await?;
+        flow.read_exact(&mut [0]).await?;
+        Ok(())
+    }
+}

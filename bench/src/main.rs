@@ -1,0 +1,42 @@
+//! `guildnet-bench`: the connector and its peers, measured side by side on the lab's fleet.
+//!
+//! Each client is a process of its own, so that processor time and memory are its own, and rounds are interleaved, so
+//! that a noisy machine troubles all of them alike. Nothing here passes or fails: it reports. `compare.rs` is the
+//! benchmark, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
+
+mod client;
+mod compare;
+mod protocol;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Measures the connector and its peers side by side.
+#[derive(Debug, Parser)]
+#[command(version)]
+enum Command {
+    /// Run every client through the same rounds and print the table.
+    Compare(compare::Compare),
+    /// Serve as the benchmark's client on the GuildNet connector (started by compare).
+    #[command(hide = true)]
+    Client(client::Client),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Compare(compare) => compare.run(),
+        Command::Client(client) => client.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            #[expect(clippy::print_stderr, reason = "a command tells its user what went wrong")]
+            {
+                eprintln!("error: {why}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

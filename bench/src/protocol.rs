@@ -1,0 +1,36 @@
+//! The line protocol between the benchmark and its clients, and the far end's byte protocol.
+//!
+//! A client reads commands (`join`, `down BYTES`, `up BYTES`, `rtt COUNT`, `dial COUNT`) on standard input and answers
+//! each with one line of JSON, an [`Answer`]. The Go program in `peers/tsnet` speaks the same.
+
+use serde::{Deserialize, Serialize};
+
+/// Length of the far end's header: a command letter and a big-endian 64-bit length.
+pub(crate) const HEADER: usize = 9;
+
+/// One answer of a client.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// Wall clock of the command, seconds.
+    pub(crate) seconds: f64,
+    /// User plus system time of the client's process during the command, seconds.
+    pub(crate) cpu: f64,
+    /// Median of the samples, microseconds.
+    #[serde(default)]
+    pub(crate) p50_us: u64,
+    /// 99th percentile of the samples, microseconds.
+    #[serde(default)]
+    pub(crate) p99_us: u64,
+    /// Resident memory after the command, KiB.
+    pub(crate) rss_kib: u64,
+    /// Why the command failed, if it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) error: String,
+}
+
+/// The far end's header for a command.
+pub(crate) fn header(command: u8, length: u64) -> [u8; HEADER] {
+    let mut header = [command; HEADER];
+    header[1..].copy_from_slice(&length.to_be_bytes());
+    header
+}
