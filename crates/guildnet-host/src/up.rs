@@ -261,9 +261,12 @@ async fn set_up(
     let store = fleet::open_store(settings).await?;
     let host = HostClient::discover(&settings.home)?;
     let refused = join::refused(host.as_ref()).await;
+    for (id, node_key) in refused.iter().filter(|(id, _)| inspected.iter().any(|i| i.wanted.id == **id)) {
+        server.forget_expired(id, node_key.as_deref(), &fleet::hostname(id)).await?;
+    }
     let wanted = |i: &Inspected| {
         let (id, record) = (&i.wanted.id, known.record(&i.wanted.id));
-        let refused = refused.contains(id);
+        let refused = refused.contains_key(id);
         let joined = record.is_some_and(|r| r.state_path.is_dir()) && !refused;
         Wanted {
             cluster: id.clone(),

@@ -26,12 +26,12 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 /// The state of a connector that the server refuses, as the Host App names it.
 const NEEDS_KEY: &str = "needs_key";
 
-/// The clusters whose connector the server refuses now, as a running Host App tells it. Nothing known counts as none:
-/// [`wait`] finds out later.
-pub(super) async fn refused(host: Option<&HostClient>) -> Vec<ClusterId> {
-    let Some(host) = host else { return vec![] };
+/// The clusters whose connector the server refuses now, with its node key, as a running Host App tells it. Nothing known
+/// counts as none: [`wait`] finds out later.
+pub(super) async fn refused(host: Option<&HostClient>) -> BTreeMap<ClusterId, Option<String>> {
+    let Some(host) = host else { return BTreeMap::new() };
     let clusters = host.clusters().await.unwrap_or_default();
-    clusters.into_iter().filter(|c| c.state == NEEDS_KEY).map(|c| c.id).collect()
+    clusters.into_iter().filter(|c| c.state == NEEDS_KEY).map(|c| (c.id, c.node_key)).collect()
 }
 
 /// Waits until the connectors of all clusters that went well so far are usable. One that is refused gets a new key, once,

@@ -19,6 +19,9 @@ use crate::state::{Identity, public};
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// What is said of an expired node.
 const EXPIRED: &str = "the node's key has expired";
+/// What is said of an expired node that a preauth key does not renew: Headscale (0.29) keeps a tagged node expired.
+const STILL_EXPIRED: &str = "the node's key has expired, and the preauth key did not renew it: delete the node on the \
+                             server, or renew it there with 'headscale nodes expire --identifier ID --disable'";
 
 /// Registers the node.
 ///
@@ -42,8 +45,13 @@ pub(super) async fn register(http: &Http, config: &ControlConfig) -> Result<(), 
             tracing::info!(why, "the server no longer accepts this node; joining again with the preauth key");
             let for_disk = identity.clone();
             let next = blocking(move || for_disk.next_node()).await?;
-            call(http, config, &next, Some(&node), Some(auth_key.expose())).await.map_err(still_expired)?;
-            accepted(identity, Arc::new(next)).await
+            let answer = call(http, config, &next, Some(&node), Some(auth_key.expose())).await;
+            // An expired node was found by its machine key and given the new node key before it was found expired.
+            let still_expired = matches!(&answer, Err(End::Refused(why)) if why == EXPIRED);
+            if still_expired || answer.is_ok() {
+                accepted(identity, Arc::new(next)).await?;
+            }
+            if still_expired { Err(End::Refused(STILL_EXPIRED.into())) } else { answer }
         }
         other => other,
     }
@@ -99,17 +107,6 @@ async fn call(
         // The server's words are shown to people: they must not quote the key.
         End::Refused(auth_key.map_or_else(|| why.clone(), |key| why.replace(key, "[the key]")))
     })
-}
-
-/// Headscale (0.29) keeps a tagged node expired, whatever preauth key it shows.
-fn still_expired(end: End) -> End {
-    match end {
-        End::Refused(why) if why == EXPIRED => End::Refused(format!(
-            "{EXPIRED}, and the preauth key did not renew it: delete the node on the server, or renew it there with \
-             'headscale nodes expire --identifier ID --disable'"
-        )),
-        other => other,
-    }
 }
 
 /// What an answer says: accepted, or refused and why.

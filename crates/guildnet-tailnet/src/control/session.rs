@@ -348,6 +348,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_that_stays_expired_bears_the_key_under_which_the_server_lists_it() {
+        let identity = registered();
+        let (mut node, mut server) = Node::start(identity.clone(), Some(AUTH_KEY), &[]);
+        server.next().await.answer(r#"{"NodeKeyExpired":true}"#);
+        let again = server.next().await;
+        let shown = again.body["NodeKey"].clone();
+        again.answer(r#"{"MachineAuthorized":true,"NodeKeyExpired":true}"#);
+        let End::Refused(why) = node.end().await else { panic!("another end") };
+        assert!(why.contains("did not renew it"), "{why}");
+        assert_eq!(shown, identity.node_key().node_text());
+    }
+
+    #[tokio::test]
     async fn a_server_error_is_no_refusal() {
         let (mut node, mut server) = Node::start(registered(), Some(AUTH_KEY), &[]);
         server.next().await.answer_with(http::StatusCode::BAD_GATEWAY, "try later\n");
