@@ -1,6 +1,8 @@
 //! Control groups: the lab's folders in every hierarchy, and the one way to find every process that it started.
 //!
-//! Whatever a daemon, a shim or a pod starts stays in its cgroup, whatever session, parent or namespace it moves to.
+//! Whatever a daemon or a shim starts stays in its cgroup, whatever session, parent or namespace it moves to. Containers
+//! have groups of their own beside the lab's: without groups per class of service the kubelet (1.34) names no parent, and
+//! containerd puts them at `/k8s.io/ID`. The runtime's own state tells which are this lab's, see [`containers`].
 
 use std::{
     collections::BTreeSet,
@@ -87,10 +89,10 @@ impl Cgroups {
         self.tracking.join(folder).join("cgroup.procs")
     }
 
-    /// Kills every process in `folder` and below, in every hierarchy, until none is left.
-    pub(crate) fn kill(&self, folder: &str) -> Result<(), LabError> {
-        until(&format!("the end of all processes in cgroup {folder}"), GONE, |seen| {
-            let members = self.members(folder);
+    /// Kills every process in the folders and below, in every hierarchy, until none is left.
+    pub(crate) fn kill(&self, folders: &[String]) -> Result<(), LabError> {
+        until(&format!("the end of all processes in the cgroups {folders:?}"), GONE, |seen| {
+            let members: BTreeSet<i32> = folders.iter().flat_map(|folder| self.members(folder)).collect();
             for pid in &members {
                 // It may be gone already.
                 let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
@@ -101,7 +103,7 @@ impl Cgroups {
     }
 
     /// Process ids in `folder` and below; never this process.
-    pub(crate) fn members(&self, folder: &str) -> BTreeSet<i32> {
+    fn members(&self, folder: &str) -> BTreeSet<i32> {
         let me = std::process::id().cast_signed();
         let mut members = BTreeSet::new();
         for root in &self.roots {
@@ -113,6 +115,12 @@ impl Cgroups {
             }
         }
         members
+    }
+
+    /// Ends a node: its daemons, then the containers that nobody can start any more.
+    pub(crate) fn kill_nodes(&self, daemons: String, data_dirs: &[PathBuf]) -> Result<(), LabError> {
+        self.kill(&[daemons])?;
+        self.kill(&data_dirs.iter().flat_map(|dir| containers(dir)).collect::<Vec<_>>())
     }
 
     /// Removes `folder` and everything below, in every hierarchy. Its processes must be gone.
@@ -131,6 +139,22 @@ impl Cgroups {
         }
         Ok(())
     }
+
+    /// Removes a group that nothing is left in; the machine's own containers may be there.
+    pub(crate) fn remove_if_empty(&self, folder: Option<&Path>) {
+        for root in &self.roots {
+            let _not_empty = folder.filter(|f| !f.as_os_str().is_empty()).map(|f| fs::remove_dir(root.join(f)));
+        }
+    }
+}
+
+/// The cgroups of a node's containers, relative: `NAMESPACE/ID`, with the ids that its containerd has noted down.
+/// The notes are made before a container is, and outlive a containerd that was killed.
+pub(crate) fn containers(data_dir: &Path) -> Vec<String> {
+    let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
+    let tasks = data_dir.join("run/containerd/io.containerd.runtime.v2.task");
+    let found = list(&tasks).into_iter().flat_map(|namespace| list(&namespace));
+    found.filter_map(|path| path.strip_prefix(&tasks).ok().map(|path| path.display().to_string())).collect()
 }
 
 /// Lets the children of a version 2 group have every controller that it has itself.
@@ -172,6 +196,15 @@ mod tests {
         let cgroups = Cgroups::from_mountinfo(V1).expect("hierarchies");
         assert_eq!(cgroups.procs("x"), Path::new("/sys/fs/cgroup/pids/x/cgroup.procs"));
         assert_eq!((cgroups.roots.len(), cgroups.unified), (3, false));
+    }
+
+    #[test]
+    fn containers_are_those_that_the_runtime_noted() {
+        let node = tempfile::tempdir().expect("a folder");
+        assert_eq!(containers(node.path()), Vec::<String>::new());
+        let task = node.path().join("run/containerd/io.containerd.runtime.v2.task/k8s.io/0123abcd");
+        fs::create_dir_all(task.join("rootfs")).expect("made");
+        assert_eq!(containers(node.path()), ["k8s.io/0123abcd"]);
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabErr
     let holder = known.processes.get(&cluster.process("node"));
     let complete = net::is_complete(&known.plan, cluster);
     if !complete || !holder.is_some_and(is_alive) {
-        work.cgroups.kill(&cluster.cgroup)?;
+        work.cgroups.kill_nodes(cluster.cgroup.clone(), std::slice::from_ref(&cluster.data_dir))?;
     }
     if !complete {
         net::make(&known.plan, cluster)?;

@@ -16,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    cgroup::Cgroups,
+    cgroup::{Cgroups, containers},
     command::run,
     error::LabError,
     files, net,
@@ -37,7 +37,9 @@ pub fn down(instance: &Instance, talk: &Talk) -> Result<(), LabError> {
     let _held = Lock::instance(instance, Some(talk))?;
     let state = State::load(instance)?;
 
-    cgroups.kill(&instance.cgroup())?;
+    let nodes: Vec<PathBuf> =
+        fs::read_dir(instance.data_dir()).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    cgroups.kill_nodes(instance.cgroup(), &nodes)?;
     for running in state.iter().flat_map(|s| s.processes.values()).filter(|p| process::is_alive(p)) {
         process::signal(*running, Signal::SIGKILL);
     }
@@ -65,7 +67,10 @@ pub fn down(instance: &Instance, talk: &Talk) -> Result<(), LabError> {
     if state.as_ref().is_some_and(|s| s.made_netns_dir) {
         remove_netns_dir();
     }
-    cgroups.remove(&instance.cgroup())?;
+    for folder in nodes.iter().flat_map(|node| containers(node)).chain([instance.cgroup()]) {
+        cgroups.remove(&folder)?;
+        cgroups.remove_if_empty(Path::new(&folder).parent());
+    }
 
     files::remove(&instance.data_dir())?;
     remove_if_empty(instance.data_dir().parent());

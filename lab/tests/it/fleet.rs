@@ -189,8 +189,17 @@ pub(crate) fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("GUILDNET_BIN") {
         return path.into();
     }
+    beside("guildnet")
+}
+
+/// The lab's command, built beside this test binary.
+pub(crate) fn lab_binary() -> PathBuf {
+    beside("guildnet-lab")
+}
+
+fn beside(name: &str) -> PathBuf {
     let me = std::env::current_exe().expect("a path");
-    let found = me.ancestors().nth(2).expect("target/PROFILE/deps/it").join("guildnet");
+    let found = me.ancestors().nth(2).expect("target/PROFILE/deps/it").join(name);
     assert!(found.exists(), "{} is missing: build the workspace first", found.display());
     found
 }

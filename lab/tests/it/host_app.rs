@@ -21,8 +21,9 @@ pub(crate) fn give_to_person(fleet: &Fleet, file: &Path) {
 
 /// The part of an API key by which Headscale lists it: `hskey-api-PREFIX-SECRET`, formerly `PREFIX.SECRET`.
 pub(crate) fn api_key_prefix(key: &str) -> String {
-    let bare = key.strip_prefix("hskey-api-").unwrap_or(key);
-    bare.split(['-', '.']).next().unwrap_or(bare).to_owned()
+    // Random characters of a URL's base64: a dash may be among them, so their number decides.
+    let bare = key.strip_prefix("hskey-api-").expect("a key of 0.29");
+    bare.chars().take(12).collect()
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! The fleet itself: before anything of the product is asked, its clusters answer.
+//! The lab itself: before anything of the product is asked, its clusters answer; and what it made, it removes.
 
-use crate::fleet::{CLUSTERS, finish};
+use std::{collections::BTreeSet, fs, process::Command, time::Duration};
+
+use crate::fleet::{CLUSTERS, Ran, finish, lab_binary};
 
 #[test]
 fn every_cluster_answers_kubectl_from_its_node_and_has_a_ready_node() {
@@ -8,8 +10,118 @@ fn every_cluster_answers_kubectl_from_its_node_and_has_a_ready_node() {
     for cluster in CLUSTERS {
         let mut kubectl = lab.kubectl(cluster);
         kubectl.args(["get", "nodes", "--no-headers"]);
-        let said = finish(kubectl, b"", std::time::Duration::from_secs(30)).ok();
+        let said = finish(kubectl, b"", Duration::from_secs(30)).ok();
         let words: Vec<&str> = said.split_whitespace().take(2).collect();
         assert_eq!(words, [format!("{cluster}-node-1").as_str(), "Ready"], "{said}");
+    }
+}
+
+/// A second lab beside the shared one, taken down when the test ends, however it ends.
+struct Another(&'static str);
+
+impl Another {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(lab_binary());
+        command.args(args).env("GUILDNET_LAB_INSTANCE", self.0);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        finish(self.command(args), b"", Duration::from_secs(180))
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        self.run(&["down"]);
+    }
+}
+
+/// What a lab can leave behind on the machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    /// Programs of the lab, and whatever its containers run, by process id.
+    processes: BTreeSet<String>,
+    namespaces: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
+    links: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+const PROGRAMS: [&str; 16] = [
+    "headscale",
+    "etcd",
+    "kube-apiserver",
+    "kube-controller",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "containerd",
+    "containerd-shim",
+    "runc",
+    "pause",
+    "coredns",
+    "echo",
+    "containerboot",
+    "tailscaled",
+    "guildnet-lab",
+];
+
+fn traces() -> Traces {
+    let names = |dir: &str| -> BTreeSet<String> {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path().display().to_string()).collect()
+    };
+    let program = |pid: &String| {
+        let name = fs::read_to_string(format!("{pid}/comm")).unwrap_or_default();
+        PROGRAMS
+            .iter()
+            .any(|program| name.trim_end() == program.get(..15).unwrap_or(program))
+            .then(|| format!("{pid} {name}"))
+    };
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").expect("it is there");
+    let groups = names("/sys/fs/cgroup");
+    Traces {
+        processes: names("/proc").iter().filter_map(program).collect(),
+        namespaces: names("/run/netns"),
+        mounts: mountinfo.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect(),
+        cgroups: groups
+            .iter()
+            .flat_map(|root| names(root).into_iter().chain(names(&format!("{root}/k8s.io"))))
+            .filter(|path| path.contains("gnlab") || path.contains("k8s.io"))
+            .collect(),
+        links: names("/sys/class/net"),
+        files: ["/run/guildnet-lab", "/var/lib/guildnet-lab"].into_iter().flat_map(names).collect(),
+    }
+}
+
+#[test]
+fn a_lab_that_is_taken_down_leaves_nothing_behind() {
+    let before = traces();
+    let lab = Another("short-lived");
+    lab.run(&["up", "--clusters", "1"]).ok();
+    assert_ne!(traces(), before, "a running lab is seen");
+    lab.run(&["down"]).ok();
+    assert_eq!(traces(), before);
+}
+
+#[test]
+fn a_lab_whose_start_was_killed_is_taken_down_all_the_same() {
+    let before = traces();
+    let lab = Another("cut-short");
+    // Once while the networks and keys are made, once while the node's programs start, once while its pods do.
+    for sign in ["private network", "kube-apiserver", "containerd-shim"] {
+        let mut up = lab.command(&["up", "--clusters", "1"]).spawn().expect("it starts");
+        crate::fleet::eventually(sign, Duration::from_secs(60), || match sign {
+            "private network" => traces().namespaces.len() > before.namespaces.len(),
+            name => traces()
+                .processes
+                .iter()
+                .any(|p| !before.processes.contains(p) && p.contains(name.get(..15).unwrap_or(name))),
+        });
+        up.kill().expect("it still runs");
+        up.wait().expect("it ended");
+        lab.run(&["down"]).ok();
+        assert_eq!(traces(), before, "killed at: {sign}");
     }
 }
