@@ -19,7 +19,7 @@ else
     select=(-E 'not binary_id(guildnet-lab::it)')
 fi
 
-report=target/nextest/ci/junit.xml
+report=${CARGO_TARGET_DIR:-target}/nextest/ci/junit.xml
 rm -f "$report"
 status=0
 cargo nextest run --release --locked --workspace --profile ci "${select[@]}" || status=$?
