@@ -1,9 +1,19 @@
 //! What can be typed: subcommands, flags, their help. Texts stay texts here; `settings.rs` and `run.rs` turn them into
 //! checked types, so that a wrong one is answered with its cause, a hint and its exit code. Nothing here does IO.
 
+mod cluster;
+mod headscale;
+mod router;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+pub(crate) use self::{
+    cluster::{Cluster, ClusterAdd},
+    headscale::{Headscale, Namespace},
+    router::{ReachArgs, Router, RouterArgs, Via},
+};
 
 /// Many Kubernetes clusters at once, each through its own userspace tailnet.
 #[derive(Debug, Parser)]
@@ -156,174 +166,6 @@ pub(crate) struct Verify {
     pub(crate) clusters: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Cluster {
-    /// Add a cluster, or replace it
-    Add(ClusterAdd),
-    /// List the clusters
-    List(OutputArgs),
-    /// Show one cluster (never its secrets)
-    Show {
-        /// The cluster
-        #[arg(value_name = "CLUSTER")]
-        id: String,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
-    /// Remove a cluster: its record, its connector's identity, and what was made for it where that can be reached
-    Remove {
-        /// The cluster
-        #[arg(value_name = "CLUSTER")]
-        id: String,
-        #[command(flatten)]
-        headscale: HeadscaleArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ClusterAdd {
-    /// The name to give it: a DNS label that begins with a letter
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) id: String,
-    #[command(flatten)]
-    pub(crate) kubeconfig: KubeconfigArgs,
-    /// Take namespace, login server and keys from a file that `guildnet headscale namespace` wrote
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) from: Option<PathBuf>,
-    /// Where the connector logs in [env: TS_LOGIN_SERVER] [default: the Headscale server]
-    #[arg(long, alias = "ts-login-server", value_name = "URL")]
-    pub(crate) login_server: Option<String>,
-    /// File with the connector's preauth key [default: made with the Headscale API key]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) client_key_file: Option<PathBuf>,
-    /// Its Pod and Service networks, IPv4 [env: TS_ROUTES] [default: discovered]
-    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
-    pub(crate) routes: Option<String>,
-    /// Folder of the connector's identity [default: tsnet/cluster-<id> in GuildNet's folder]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Site number, 1 to 65535 [default: the namespace's number on Headscale]
-    #[arg(long, value_name = "N")]
-    pub(crate) site: Option<String>,
-    /// Replace a cluster of this name
-    #[arg(long)]
-    pub(crate) replace: bool,
-    #[command(flatten)]
-    pub(crate) headscale: HeadscaleArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Headscale {
-    /// Make a cluster's namespace and its two keys, and write them to a file (0600)
-    Namespace(Namespace),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Namespace {
-    /// The cluster
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) id: String,
-    /// The file to write [default: tmp/cluster-<id>-headscale.json]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) file: Option<PathBuf>,
-    /// The cluster's Pod and Service networks, IPv4 [env: TS_ROUTES]
-    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
-    pub(crate) routes: Option<String>,
-    /// Keep what others wrote into the Headscale policy, beside GuildNet's own part
-    #[arg(long)]
-    pub(crate) merge: bool,
-    #[command(flatten)]
-    pub(crate) headscale: HeadscaleArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Router {
-    /// Apply the router's DaemonSet and wait until it is connected
-    Ensure(RouterEnsure),
-    /// Print the router's manifests, for `kubectl apply -f -` on the cluster's side
-    Manifest(RouterManifest),
-    /// Show the router's pods
-    Status {
-        /// The cluster
-        #[arg(value_name = "CLUSTER")]
-        id: String,
-        #[command(flatten)]
-        reach: ReachArgs,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
-}
-
-/// How the cluster's API server is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Via {
-    /// Directly if it answers within 3 s, else through the connector
-    #[default]
-    Auto,
-    /// By the kubeconfig's own address
-    Direct,
-    /// Through the cluster's connector
-    Tailnet,
-}
-
-/// Which API server, and on which way.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct ReachArgs {
-    #[command(flatten)]
-    pub(crate) kubeconfig: KubeconfigArgs,
-    /// How to reach the API server
-    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
-    pub(crate) via: Via,
-}
-
-/// What the router is told.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct RouterArgs {
-    /// File with namespace, login server and router key [default: tmp/cluster-<id>-headscale.json, if it is there]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) from: Option<PathBuf>,
-    /// Where it logs in [env: TS_LOGIN_SERVER] [default: the Headscale server]
-    #[arg(long, alias = "ts-login-server", value_name = "URL")]
-    pub(crate) login_server: Option<String>,
-    /// File with its preauth key [env: the key in TS_AUTHKEY]
-    #[arg(long, alias = "ts-authkey-file", value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) router_key_file: Option<PathBuf>,
-    /// The networks it serves, IPv4 [env: TS_ROUTES] [default: discovered]
-    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
-    pub(crate) routes: Option<String>,
-    /// Its name in the tailnet; the node's name is added [env: TS_HOSTNAME]
-    #[arg(long, alias = "ts-hostname", value_name = "NAME")]
-    pub(crate) hostname: Option<String>,
-    /// Its image [env: GUILDNET_ROUTER_IMAGE]
-    #[arg(long, value_name = "IMAGE")]
-    pub(crate) image: Option<String>,
-    #[command(flatten)]
-    pub(crate) headscale: HeadscaleArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RouterEnsure {
-    /// The cluster
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) id: String,
-    #[command(flatten)]
-    pub(crate) reach: ReachArgs,
-    #[command(flatten)]
-    pub(crate) router: RouterArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RouterManifest {
-    /// The cluster
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) id: String,
-    /// Print the router key too; without it the manifests expect the Secret to be there
-    #[arg(long)]
-    pub(crate) with_key: bool,
-    #[command(flatten)]
-    pub(crate) router: RouterArgs,
 }
 
 #[derive(Debug, Args)]

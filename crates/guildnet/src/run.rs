@@ -1,13 +1,14 @@
 //! Each subcommand: its flags become a request to `guildnet-host`, its answer is printed. No logic of its own.
 
+mod cluster;
+mod headscale;
+mod router;
+
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::CommandFactory;
-use guildnet_host::{
-    AddRequest, ClusterInfo, HostError, Progress, RouterReport, RouterRequest, Settings, StatusReport, UpReport,
-    UpRequest, verify::Report,
-};
-use guildnet_model::{Class, ClusterId, SiteNumber, Target};
+use guildnet_host::{Settings, StatusReport, UpReport, UpRequest, verify::Report};
+use guildnet_model::{Class, Target};
 use serde::Serialize;
 
 use crate::{
@@ -45,9 +46,9 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Serve(args) => serve(args, context).await,
         Command::Status(args) => status(args.output, context).await,
         Command::Verify(args) => verify(&args, context).await,
-        Command::Cluster(command) => cluster(command, context).await,
-        Command::Headscale(cli::Headscale::Namespace(args)) => namespace(args, context).await,
-        Command::Router(command) => router(command, context).await,
+        Command::Cluster(command) => cluster::run(command, context).await,
+        Command::Headscale(command) => headscale::run(command, context).await,
+        Command::Router(command) => router::run(command, context).await,
         Command::Dial(args) => dial(&args, context).await,
         Command::Token => token(context),
         Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context),
@@ -189,185 +190,6 @@ async fn verify(args: &cli::Verify, context: &Context) -> Result<(), Failure> {
 fn show_report(report: &Report, format: Format) -> Result<(), Failure> {
     let style = Style::of(&std::io::stdout());
     print::data_or(format, report, |wide| report::render(report, wide, Marks::of_locale(), style))
-}
-
-async fn cluster(command: cli::Cluster, context: &Context) -> Result<(), Failure> {
-    match command {
-        cli::Cluster::Add(args) => cluster_add(args, context).await,
-        cli::Cluster::List(args) => {
-            let settings = context.settings(Flags::default())?;
-            let clusters = guildnet_host::cluster_list(&settings).await?;
-            if clusters.is_empty() {
-                context.talk.say("no clusters (add one: guildnet up --cluster ID=KUBECONFIG)");
-            }
-            print::data(args.output, &clusters, || cluster_table(&clusters))
-        }
-        cli::Cluster::Show { id, output } => {
-            let settings = context.settings(Flags::default())?;
-            let cluster = guildnet_host::cluster_show(&settings, &settings::cluster(&id)?).await?;
-            print::data(output.output, &cluster, || cluster_table(std::slice::from_ref(&cluster)))
-        }
-        cli::Cluster::Remove { id, headscale } => {
-            let id = settings::cluster(&id)?;
-            let settings = context.settings(Flags { headscale, ..Flags::default() })?;
-            let done = guildnet_host::cluster_remove(&settings, &id, &context.talk).await?;
-            done.removed.iter().for_each(|what| context.talk.say(&format!("removed: {what}")));
-            done.left.iter().for_each(|what| context.talk.say(&format!("left: {what}")));
-            Ok(())
-        }
-    }
-}
-
-async fn cluster_add(args: cli::ClusterAdd, context: &Context) -> Result<(), Failure> {
-    let id = settings::cluster(&args.id)?;
-    let site = args.site.map(|text| text.parse::<SiteNumber>()).transpose()?;
-    let login_server = args
-        .login_server
-        .clone()
-        .map(|url| settings::server_url(&url).map_err(|f| f.about("--login-server")))
-        .transpose()?;
-    let client_key = args
-        .client_key_file
-        .map(|file| settings::key_file("--client-key-file", &context.env.path(file)))
-        .transpose()?;
-    let settings = context.settings(Flags {
-        headscale: args.headscale,
-        login_server: args.login_server,
-        routes: args.routes,
-        ..Flags::default()
-    })?;
-    let request = AddRequest {
-        id,
-        kubeconfig: settings::kubeconfig(args.kubeconfig, &context.env)?,
-        from: args.from.map(|file| context.env.path(file)),
-        login_server,
-        client_key,
-        routes: settings.routes.clone(),
-        state_dir: args.state_dir.map(|dir| context.env.path(dir)),
-        site,
-        replace: args.replace,
-    };
-    let added = guildnet_host::cluster_add(&settings, request, &context.talk).await?;
-    context.talk.say(&format!("cluster {} added; start or refresh the Host App: guildnet up", added.id));
-    Ok(())
-}
-
-fn cluster_table(clusters: &[ClusterInfo]) -> Table {
-    let mut table = Table::new(
-        &["ID", "CONTEXT", "SERVER", "NETWORKS", "LOGIN SERVER"],
-        &["NAMESPACE", "SITE", "API ADDRESS", "CLIENT KEY", "STATE FOLDER"],
-    );
-    for c in clusters {
-        table.row([
-            c.id.to_string(),
-            c.context.clone(),
-            c.server.clone(),
-            c.ts_routes.to_string(),
-            c.ts_login_server.to_string(),
-            c.namespace.clone(),
-            c.site.map(|s| s.to_string()).unwrap_or_default(),
-            c.api_address.clone().unwrap_or_default(),
-            if c.has_client_key { "kept" } else { "" }.into(),
-            c.ts_state_path.display().to_string(),
-        ]);
-    }
-    table
-}
-
-async fn namespace(args: cli::Namespace, context: &Context) -> Result<(), Failure> {
-    let id = settings::cluster(&args.id)?;
-    let settings = context.settings(Flags { headscale: args.headscale, routes: args.routes, ..Flags::default() })?;
-    let routes = settings.routes.clone();
-    let made =
-        guildnet_host::namespace_and_keys(&settings, &id, routes, args.file.as_deref(), args.merge, &context.talk)
-            .await?;
-    let keys = if made.new_keys { "new keys in" } else { "keys still valid in" };
-    context.talk.say(&format!("namespace {}: {keys} {}", made.namespace, made.file.display()));
-    context.talk.say(&format!(
-        "Next, where the cluster can be reached:\n  guildnet router ensure {id} --kubeconfig FILE --from {file}\nand on the device:\n  guildnet cluster add {id} --kubeconfig FILE --from {file}",
-        file = made.file.display()
-    ));
-    Ok(())
-}
-
-async fn router(command: cli::Router, context: &Context) -> Result<(), Failure> {
-    match command {
-        cli::Router::Ensure(args) => {
-            let (settings, request) = router_request(&args.id, args.reach, args.router, context).await?;
-            let report = guildnet_host::router_ensure(&settings, request, &context.talk).await?;
-            context.talk.say(&format!("router of {} is connected", report.id));
-            Ok(())
-        }
-        cli::Router::Manifest(args) => {
-            let (settings, request) = router_request(&args.id, cli::ReachArgs::default(), args.router, context).await?;
-            print::out(&guildnet_host::router_manifest(&settings, request, args.with_key).await?)
-        }
-        cli::Router::Status { id, reach, output } => {
-            let (settings, request) = router_request(&id, reach, cli::RouterArgs::default(), context).await?;
-            let report = guildnet_host::router_status(&settings, request).await?;
-            print::data(output.output, &report, || router_table(&report))?;
-            match &report.router {
-                Some(router) if router.is_ready() => Ok(()),
-                Some(_) => Err(Failure::said(Class::Failed)),
-                None => Err(Failure::new(
-                    Class::NotFound,
-                    format!("cluster {id} has no router"),
-                    format!("run 'guildnet router ensure {id}'"),
-                )),
-            }
-        }
-    }
-}
-
-/// A kubeconfig is taken when it was named, or when the store does not know the cluster: then the default one.
-async fn router_request(
-    id: &str,
-    reach: cli::ReachArgs,
-    router: cli::RouterArgs,
-    context: &Context,
-) -> Result<(Settings, RouterRequest), Failure> {
-    let id = settings::cluster(id)?;
-    let settings = context.settings(Flags {
-        headscale: router.headscale,
-        login_server: router.login_server,
-        routes: router.routes,
-        key_file: router.router_key_file,
-        hostname: router.hostname,
-        image: router.image,
-        ..Flags::default()
-    })?;
-    let named = reach.kubeconfig.kubeconfig.is_some() || reach.kubeconfig.context.is_some();
-    let kubeconfig = if named || !is_known(&settings, &id).await? {
-        Some(settings::kubeconfig(reach.kubeconfig, &context.env)?)
-    } else {
-        None
-    };
-    let via = match reach.via {
-        cli::Via::Auto => guildnet_host::Via::Auto,
-        cli::Via::Direct => guildnet_host::Via::Direct,
-        cli::Via::Tailnet => guildnet_host::Via::Tailnet,
-    };
-    let routes = settings.routes.clone();
-    Ok((settings, RouterRequest { id, kubeconfig, from: router.from.map(|file| context.env.path(file)), routes, via }))
-}
-
-async fn is_known(settings: &Settings, id: &ClusterId) -> Result<bool, HostError> {
-    Ok(guildnet_host::cluster_list(settings).await?.iter().any(|c| c.id == *id))
-}
-
-fn router_table(report: &RouterReport) -> Table {
-    let mut table = Table::new(&["POD", "NODE", "READY", "PHASE", "RESTARTS", "REASON"], &[]);
-    for pod in report.router.iter().flat_map(|r| &r.pods) {
-        table.row([
-            pod.name.clone(),
-            pod.node.clone().unwrap_or_default(),
-            if pod.ready { "yes" } else { "no" }.into(),
-            pod.phase.clone(),
-            pod.restarts.to_string(),
-            pod.reason.clone().unwrap_or_default(),
-        ]);
-    }
-    table
 }
 
 /// Bytes both ways. The end of standard input closes the sending half; the far end's close ends the command.

@@ -1,0 +1,63 @@
+//! `guildnet cluster`: what can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
+
+use super::{HeadscaleArgs, KubeconfigArgs, OutputArgs};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// Add a cluster, or replace it
+    Add(ClusterAdd),
+    /// List the clusters
+    List(OutputArgs),
+    /// Show one cluster (never its secrets)
+    Show {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove a cluster: its record, its connector's identity, and what was made for it where that can be reached
+    Remove {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        headscale: HeadscaleArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterAdd {
+    /// The name to give it: a DNS label that begins with a letter
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) kubeconfig: KubeconfigArgs,
+    /// Take namespace, login server and keys from a file that `guildnet headscale namespace` wrote
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) from: Option<PathBuf>,
+    /// Where the connector logs in [env: TS_LOGIN_SERVER] [default: the Headscale server]
+    #[arg(long, alias = "ts-login-server", value_name = "URL")]
+    pub(crate) login_server: Option<String>,
+    /// File with the connector's preauth key [default: made with the Headscale API key]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) client_key_file: Option<PathBuf>,
+    /// Its Pod and Service networks, IPv4 [env: TS_ROUTES] [default: discovered]
+    #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
+    pub(crate) routes: Option<String>,
+    /// Folder of the connector's identity [default: tsnet/cluster-<id> in GuildNet's folder]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Site number, 1 to 65535 [default: the namespace's number on Headscale]
+    #[arg(long, value_name = "N")]
+    pub(crate) site: Option<String>,
+    /// Replace a cluster of this name
+    #[arg(long)]
+    pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) headscale: HeadscaleArgs,
+}

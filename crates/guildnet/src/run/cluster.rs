@@ -1,0 +1,95 @@
+//! `guildnet cluster`: its flags become requests, its answers are printed.
+
+use guildnet_host::{AddRequest, ClusterInfo};
+use guildnet_model::SiteNumber;
+
+use super::Context;
+use crate::{
+    cli::{Cluster, ClusterAdd},
+    failure::Failure,
+    print::{self, Table},
+    settings::{self, Flags},
+};
+
+pub(super) async fn run(command: Cluster, context: &Context) -> Result<(), Failure> {
+    match command {
+        Cluster::Add(args) => add(args, context).await,
+        Cluster::List(args) => {
+            let settings = context.settings(Flags::default())?;
+            let clusters = guildnet_host::cluster_list(&settings).await?;
+            if clusters.is_empty() {
+                context.talk.say("no clusters (add one: guildnet up --cluster ID=KUBECONFIG)");
+            }
+            print::data(args.output, &clusters, || table(&clusters))
+        }
+        Cluster::Show { id, output } => {
+            let settings = context.settings(Flags::default())?;
+            let cluster = guildnet_host::cluster_show(&settings, &settings::cluster(&id)?).await?;
+            print::data(output.output, &cluster, || table(std::slice::from_ref(&cluster)))
+        }
+        Cluster::Remove { id, headscale } => {
+            let id = settings::cluster(&id)?;
+            let settings = context.settings(Flags { headscale, ..Flags::default() })?;
+            let done = guildnet_host::cluster_remove(&settings, &id, &context.talk).await?;
+            done.removed.iter().for_each(|what| context.talk.say(&format!("removed: {what}")));
+            done.left.iter().for_each(|what| context.talk.say(&format!("left: {what}")));
+            Ok(())
+        }
+    }
+}
+
+async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
+    let id = settings::cluster(&args.id)?;
+    let site = args.site.map(|text| text.parse::<SiteNumber>()).transpose()?;
+    let login_server = args
+        .login_server
+        .clone()
+        .map(|url| settings::server_url(&url).map_err(|f| f.about("--login-server")))
+        .transpose()?;
+    let client_key = args
+        .client_key_file
+        .map(|file| settings::key_file("--client-key-file", &context.env.path(file)))
+        .transpose()?;
+    let settings = context.settings(Flags {
+        headscale: args.headscale,
+        login_server: args.login_server,
+        routes: args.routes,
+        ..Flags::default()
+    })?;
+    let request = AddRequest {
+        id,
+        kubeconfig: settings::kubeconfig(args.kubeconfig, &context.env)?,
+        from: args.from.map(|file| context.env.path(file)),
+        login_server,
+        client_key,
+        routes: settings.routes.clone(),
+        state_dir: args.state_dir.map(|dir| context.env.path(dir)),
+        site,
+        replace: args.replace,
+    };
+    let added = guildnet_host::cluster_add(&settings, request, &context.talk).await?;
+    context.talk.say(&format!("cluster {} added; start or refresh the Host App: guildnet up", added.id));
+    Ok(())
+}
+
+fn table(clusters: &[ClusterInfo]) -> Table {
+    let mut rows = Table::new(
+        &["ID", "CONTEXT", "SERVER", "NETWORKS", "LOGIN SERVER"],
+        &["NAMESPACE", "SITE", "API ADDRESS", "CLIENT KEY", "STATE FOLDER"],
+    );
+    for c in clusters {
+        rows.row([
+            c.id.to_string(),
+            c.context.clone(),
+            c.server.clone(),
+            c.ts_routes.to_string(),
+            c.ts_login_server.to_string(),
+            c.namespace.clone(),
+            c.site.map(|s| s.to_string()).unwrap_or_default(),
+            c.api_address.clone().unwrap_or_default(),
+            if c.has_client_key { "kept" } else { "" }.into(),
+            c.ts_state_path.display().to_string(),
+        ]);
+    }
+    rows
+}

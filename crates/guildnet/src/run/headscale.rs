@@ -1,0 +1,30 @@
+//! `guildnet headscale`: its flags become requests, its answers are printed.
+
+use super::Context;
+use crate::{
+    cli::{Headscale, Namespace},
+    failure::Failure,
+    settings::{self, Flags},
+};
+
+pub(super) async fn run(command: Headscale, context: &Context) -> Result<(), Failure> {
+    match command {
+        Headscale::Namespace(args) => namespace(args, context).await,
+    }
+}
+
+async fn namespace(args: Namespace, context: &Context) -> Result<(), Failure> {
+    let id = settings::cluster(&args.id)?;
+    let settings = context.settings(Flags { headscale: args.headscale, routes: args.routes, ..Flags::default() })?;
+    let routes = settings.routes.clone();
+    let made =
+        guildnet_host::namespace_and_keys(&settings, &id, routes, args.file.as_deref(), args.merge, &context.talk)
+            .await?;
+    let keys = if made.new_keys { "new keys in" } else { "keys still valid in" };
+    context.talk.say(&format!("namespace {}: {keys} {}", made.namespace, made.file.display()));
+    context.talk.say(&format!(
+        "Next, where the cluster can be reached:\n  guildnet router ensure {id} --kubeconfig FILE --from {file}\nand on the device:\n  guildnet cluster add {id} --kubeconfig FILE --from {file}",
+        file = made.file.display()
+    ));
+    Ok(())
+}
