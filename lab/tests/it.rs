@@ -15,5 +15,7 @@ mod host_app;
 mod main_job;
 #[path = "it/smoke.rs"]
 mod smoke;
+#[path = "it/up_variants.rs"]
+mod up_variants;
 #[path = "it/verify_faults.rs"]
 mod verify_faults;

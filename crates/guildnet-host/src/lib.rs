@@ -37,7 +37,7 @@ pub use host::{Deps, Drain, Host, HostConfig, serve};
 pub use namespace::{NamespaceReport, namespace_and_keys};
 pub use progress::{Progress, Silent};
 pub use router::{RouterReport, RouterRequest, Via, router_ensure, router_manifest, router_status};
-pub use settings::{DEFAULT_LISTEN, Settings};
+pub use settings::{DEFAULT_LISTEN, KeysAtHand, Settings};
 pub use status::{ClusterStatus, DialSession, StatusReport, dial, status, token};
 pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest, down, up};
 pub use verify::verify;

@@ -10,6 +10,7 @@ use guildnet_headscale::{
     routes_to_advertise, routes_to_approve,
 };
 use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber};
+use guildnet_store::HeadscaleRecord;
 use ipnet::IpNet;
 use tokio::time::{self, sleep};
 use url::Url;
@@ -61,6 +62,14 @@ impl Server {
         Ok(Self { client: Headscale::new(config).explained()?, has_key })
     }
 
+    /// A client for the server of a record.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub(crate) fn of(record: &HeadscaleRecord) -> Result<Self, HostError> {
+        Self::new(&record.url, record.api_key.clone(), record.ca_pem.as_deref())
+    }
+
     pub(crate) fn url(&self) -> &Url {
         self.client.url()
     }
@@ -104,13 +113,16 @@ impl Server {
         judge(current.as_deref(), clusters, features).explained()
     }
 
-    /// Finds out, before anything is changed, that it answers, is recent enough and accepts the API key. Returns words for
-    /// a person.
+    /// Finds out, before anything is changed, that it answers, is recent enough and accepts the API key if there is one.
+    /// Returns words for a person.
     pub(crate) async fn answers(&self) -> Result<String, HostError> {
         self.client.health().await.explained()?;
         let info = self.info().await?;
-        self.users().await?;
-        Ok(format!("{} at {}", info.version, self.url()))
+        if self.has_key {
+            self.users().await?;
+        }
+        let how = if self.has_key { "" } else { " (no API key: the keys at hand are used)" };
+        Ok(format!("{} at {}{how}", info.version, self.url()))
     }
 
     /// Namespaces, their place in the policy, and their keys: made where they are missing, kept where they are valid. The

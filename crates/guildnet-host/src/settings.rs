@@ -3,13 +3,22 @@
 //! What is not set here may still be known from an earlier run: the store keeps the Headscale server, its authority and
 //! the API key (sealed), and each cluster's record. [`Settings`] wins over both.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use guildnet_model::{Networks, Secret};
+use guildnet_model::{ClusterId, Networks, Secret};
 use url::Url;
 
 /// Where the Host App listens unless told otherwise: loopback only.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8090);
+
+/// Preauth keys of one cluster, given by hand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeysAtHand {
+    /// For its routers.
+    pub router: Option<Secret<String>>,
+    /// For its connector.
+    pub client: Option<Secret<String>>,
+}
 
 /// Settings of one run of the command or of the Host App.
 #[derive(Clone, Debug)]
@@ -28,6 +37,9 @@ pub struct Settings {
     pub routes: Option<Networks>,
     /// A preauth key given by hand (`TS_AUTHKEY`): for routers in `router_*`, for the connector in `cluster_add`.
     pub auth_key: Option<Secret<String>>,
+    /// Preauth keys of the clusters of one `up`, for a server without an API key (`TS_AUTHKEY_<ID>`,
+    /// `TS_CLIENT_AUTHKEY_<ID>`).
+    pub cluster_keys: BTreeMap<ClusterId, KeysAtHand>,
     /// First part of the routers' names in the tailnet (`TS_HOSTNAME`); `gn-<cluster>` if not given.
     pub hostname: Option<String>,
     /// The routers' container image (`TS_IMAGE`), if not the pinned one.
@@ -47,6 +59,7 @@ impl Settings {
             headscale_ca: None,
             routes: None,
             auth_key: None,
+            cluster_keys: BTreeMap::new(),
             hostname: None,
             image: None,
             allow_files: false,
@@ -54,7 +67,7 @@ impl Settings {
     }
 
     /// The folder that keeps a cluster's connector identity: `<home>/tsnet/cluster-<id>`.
-    pub fn state_dir(&self, cluster: &guildnet_model::ClusterId) -> PathBuf {
+    pub fn state_dir(&self, cluster: &ClusterId) -> PathBuf {
         self.home.join("tsnet").join(cluster.namespace())
     }
 }

@@ -4,6 +4,7 @@
 //! namespaces and policy, keys, records, routers, Host App. A cluster that fails does not stop the others. What is valid
 //! is kept, so a second run changes nothing.
 
+mod at_hand;
 pub(crate) mod inspect;
 pub(crate) mod join;
 pub(crate) mod plan;
@@ -121,10 +122,14 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     if wanted.is_empty() {
         outcomes.extend(known.records.iter().map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
     } else {
-        let server = known.server(settings)?.ok_or_else(no_server)?;
+        let files = at_hand::files(wanted.iter().map(|w| &w.id))?;
+        let headscale = known.headscale(settings);
+        let headscale = headscale.map_or_else(|| at_hand::server(&files), |h| Ok(Some(h)))?.ok_or_else(no_server)?;
+        let server = Server::of(&headscale)?;
         progress.step(None, &format!("Headscale {}", server.answers().await?));
         let inspected = inspect_all(wanted, &known, host.as_ref(), &deps.connectors, &mut outcomes, progress).await;
-        let set_up = set_up(settings, &request, &known, &server, &inspected, progress).await;
+        let at_hand = AtHand { headscale, files };
+        let set_up = set_up(settings, &request, &known, &at_hand, &server, &inspected, progress).await;
         outcomes.extend(match set_up {
             Ok(members) => routers(settings, &server, &inspected, members, progress).await,
             Err(why) => {
@@ -207,7 +212,7 @@ impl Known {
     /// A client for it; `None` if no server is known.
     pub(crate) fn server(&self, settings: &Settings) -> Result<Option<Server>, HostError> {
         let known = self.headscale(settings);
-        known.map(|h| Server::new(&h.url, h.api_key, h.ca_pem.as_deref())).transpose()
+        known.map(|h| Server::of(&h)).transpose()
     }
 }
 
@@ -240,11 +245,18 @@ async fn inspect_all(
     inspected
 }
 
+/// The server that is used, and the namespace files that lie here.
+struct AtHand {
+    headscale: HeadscaleRecord,
+    files: Vec<NamespaceFile>,
+}
+
 /// Namespaces, policy, keys and records of all clusters that were seen.
 async fn set_up(
     settings: &Settings,
     request: &UpRequest,
     known: &Known,
+    at_hand: &AtHand,
     server: &Server,
     inspected: &[Inspected],
     progress: &dyn Progress,
@@ -252,6 +264,7 @@ async fn set_up(
     if inspected.is_empty() {
         return Ok(vec![]);
     }
+    let members = if server.has_key() { None } else { Some(members(settings, known, at_hand, inspected)?) };
     let others = known.records.iter().filter_map(|r| Some((r.cluster_uid.clone()?, r.id.clone())));
     plan::distinct(
         inspected.iter().map(|i| (i.uid.clone(), i.wanted.id.clone())).chain(others),
@@ -259,6 +272,46 @@ async fn set_up(
     )?;
     // Before the server is touched: a full disk must not leave a server that knows more than we do.
     let store = fleet::open_store(settings).await?;
+    let made = match members {
+        Some(members) => Ok(members),
+        None => ask_server(settings, request, known, server, inspected, progress).await,
+    };
+    let ready = match made {
+        Ok(members) => {
+            let headscale = &at_hand.headscale;
+            write_records(settings, known, &store, headscale, inspected, &members).await.map(|()| members)
+        }
+        Err(why) => Err(why),
+    };
+    store.close().await;
+    ready
+}
+
+/// The keys at hand of all clusters, where the server can't be asked for others.
+fn members(
+    settings: &Settings,
+    known: &Known,
+    at_hand: &AtHand,
+    inspected: &[Inspected],
+) -> Result<Vec<NamespaceFile>, HostError> {
+    let member = |i: &Inspected| {
+        let (id, record) = (&i.wanted.id, known.record(&i.wanted.id));
+        let given = settings.cluster_keys.get(id);
+        let joined = record.is_some_and(|r| r.state_path.is_dir());
+        at_hand::member(id, &at_hand.headscale.url, given, &at_hand.files, record, joined)
+    };
+    inspected.iter().map(member).collect()
+}
+
+/// Namespaces, their place in the policy, and the keys that are missing, made on the server.
+async fn ask_server(
+    settings: &Settings,
+    request: &UpRequest,
+    known: &Known,
+    server: &Server,
+    inspected: &[Inspected],
+    progress: &dyn Progress,
+) -> Result<Vec<NamespaceFile>, HostError> {
     let host = HostClient::discover(&settings.home)?;
     let refused = join::refused(host.as_ref()).await;
     for (id, node_key) in refused.iter().filter(|(id, _)| inspected.iter().any(|i| i.wanted.id == **id)) {
@@ -281,12 +334,7 @@ async fn set_up(
         }
     };
     let wants: Vec<Wanted> = inspected.iter().map(wanted).collect();
-    let ready = match server.set_up(&wants, request.merge_policy, progress).await {
-        Ok(members) => write_records(settings, known, &store, server, inspected, &members).await.map(|()| members),
-        Err(why) => Err(why),
-    };
-    store.close().await;
-    ready
+    server.set_up(&wants, request.merge_policy, progress).await
 }
 
 /// The keys that a record holds, as the server's side takes them.
@@ -309,13 +357,13 @@ async fn write_records(
     settings: &Settings,
     known: &Known,
     store: &Store,
-    server: &Server,
+    headscale: &HeadscaleRecord,
     inspected: &[Inspected],
     members: &[NamespaceFile],
 ) -> Result<(), HostError> {
     let now = Timestamp::now();
-    if let Some(headscale) = known.headscale(settings).filter(|h| known.headscale.as_ref() != Some(h)) {
-        store.put_headscale(&headscale).await.explained()?;
+    if known.headscale.as_ref() != Some(headscale) {
+        store.put_headscale(headscale).await.explained()?;
     }
     for (seen, member) in inspected.iter().zip(members) {
         let id = &seen.wanted.id;
@@ -324,8 +372,8 @@ async fn write_records(
             id: id.clone(),
             kubeconfig: fleet::sealed_text(&seen.wanted.access)?,
             context: seen.wanted.access.context().to_owned(),
-            login_server: server.url().clone(),
-            ca_pem: server.ca_pem().map(str::to_owned),
+            login_server: headscale.url.clone(),
+            ca_pem: headscale.ca_pem.clone(),
             client_auth_key: member.client_auth_key.clone(),
             router_auth_key: member.router_auth_key.clone(),
             routes: seen.routes.clone(),
@@ -362,7 +410,10 @@ async fn routers(
                 let features = features.as_ref().map_err(Clone::clone)?;
                 let plan = router::plan(settings, &member, &seen.routes, *features);
                 router::deploy(&seen.reached.api, &plan, progress).await?;
-                server.serve_routes(&id, &seen.routes, member.site, progress).await
+                if server.has_key() {
+                    server.serve_routes(&id, &seen.routes, member.site, progress).await?;
+                }
+                Ok(())
             }
             .await
             .map_err(|why: HostError| why.of_cluster(&id));

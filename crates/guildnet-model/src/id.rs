@@ -43,6 +43,11 @@ impl ClusterId {
         format!("cluster-{}", self.0)
     }
 
+    /// The id as the end of a variable's name: `prod-eu` is `PROD_EU`. No two ids have the same one.
+    pub fn variable(&self) -> String {
+        self.0.to_ascii_uppercase().replace('-', "_")
+    }
+
     /// The tag that the cluster's routers carry: `tag:gn-<id>-router`.
     pub fn router_tag(&self) -> String {
         format!("tag:gn-{}-router", self.0)

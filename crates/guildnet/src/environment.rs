@@ -12,8 +12,8 @@ use std::{
 
 use guildnet_model::{Class, Explain, Secret};
 
-/// Variables whose values are secrets.
-const SECRETS: [&str; 2] = ["HEADSCALE_API_KEY", "TS_AUTHKEY"];
+/// What the names of variables begin with whose values are secrets; the keys of single clusters end with their ids.
+const SECRETS: [&str; 3] = ["HEADSCALE_API_KEY", "TS_AUTHKEY", "TS_CLIENT_AUTHKEY"];
 
 /// Variables by name, and the person's own folder. An empty value counts as not set.
 pub(crate) struct Environment {
@@ -70,7 +70,8 @@ impl Environment {
     /// What the person should know: a key in a file that others can read.
     pub(crate) fn warning(&self, path: &Path) -> Option<String> {
         let mode = std::fs::metadata(path).ok()?.permissions().mode();
-        let holds_key = SECRETS.iter().any(|name| self.file.get(*name).is_some_and(|v| !v.expose().is_empty()));
+        let is_secret = |name: &str| SECRETS.iter().any(|s| name.starts_with(s)) && !name.ends_with("_FILE");
+        let holds_key = self.file.iter().any(|(name, value)| is_secret(name) && !value.expose().is_empty());
         (holds_key && mode & 0o077 != 0)
             .then(|| format!("warning: {} holds a key and others can read it: chmod 600 {0}", path.display()))
     }

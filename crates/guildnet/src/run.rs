@@ -58,7 +58,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
 }
 
 async fn up(args: cli::Up, context: &Context) -> Result<(), Failure> {
-    let settings = context.settings(Flags {
+    let mut settings = context.settings(Flags {
         headscale: args.headscale,
         listen: args.listen,
         routes: args.routes,
@@ -72,6 +72,7 @@ async fn up(args: cli::Up, context: &Context) -> Result<(), Failure> {
     }
     let clusters =
         texts.iter().map(|text| settings::cluster_flag(text, &context.env)).collect::<Result<Vec<_>, _>>()?;
+    settings.cluster_keys = settings::cluster_keys(&clusters, &context.env);
     if clusters.is_empty() && guildnet_host::cluster_list(&settings).await?.is_empty() {
         return Err(no_clusters(context.env.default_kubeconfig()));
     }

@@ -3,11 +3,12 @@
 //! A secret is never a flag: flags name files. What may be missing stays `None`: the store may know it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use guildnet_host::{KubeconfigRef, Settings};
+use guildnet_host::{KeysAtHand, KubeconfigRef, Settings};
 use guildnet_model::{Class, ClusterId, Networks, Secret};
 use url::Url;
 
@@ -87,6 +88,22 @@ pub(crate) fn home(flag: Option<&Path>, env: &Environment) -> Option<PathBuf> {
 /// A cluster's id.
 pub(crate) fn cluster(text: &str) -> Result<ClusterId, Failure> {
     Ok(text.parse::<ClusterId>()?)
+}
+
+/// The preauth keys that variables name for each of these clusters. The names without an id count where there is one
+/// cluster only: a key opens one namespace.
+pub(crate) fn cluster_keys(
+    clusters: &[(ClusterId, KubeconfigRef)],
+    env: &Environment,
+) -> BTreeMap<ClusterId, KeysAtHand> {
+    let alone = clusters.len() == 1;
+    let key = |name: &str, id: &ClusterId| {
+        let own = format!("{name}_{}", id.variable());
+        let names = [own.as_str(), name];
+        env.first(&names[..if alone { 2 } else { 1 }]).map(|(_, key)| Secret::new(key))
+    };
+    let keys = |id: &ClusterId| KeysAtHand { router: key("TS_AUTHKEY", id), client: key("TS_CLIENT_AUTHKEY", id) };
+    clusters.iter().map(|(id, _)| (id.clone(), keys(id))).collect()
 }
 
 /// `ID=KUBECONFIG[:CONTEXT]`. The first colon ends the path, so that a context may hold colons; an empty path is the
@@ -252,6 +269,21 @@ mod tests {
         assert_eq!(read("abc\n").expect("a key").expose(), "abc");
         assert!(read("\n").is_err());
         assert!(read("two words").is_err());
+    }
+
+    #[test]
+    fn a_key_without_an_id_counts_for_a_single_cluster_only() {
+        let env = Environment::of(none, "TS_AUTHKEY=any\nTS_CLIENT_AUTHKEY_MY_LAB=own\n");
+        let named = |ids: &[&str]| {
+            let clusters: Vec<_> =
+                ids.iter().map(|id| cluster_flag(&format!("{id}=/x.yaml"), &env).expect("good")).collect();
+            cluster_keys(&clusters, &env)
+        };
+        let (one, two) = (named(&["my-lab"]), named(&["my-lab", "b"]));
+        let router = |k: &KeysAtHand| k.router.as_ref().map(|k| k.expose().clone());
+        assert_eq!(one.values().map(router).collect::<Vec<_>>(), [Some("any".to_owned())]);
+        assert_eq!(two.values().map(router).collect::<Vec<_>>(), [None, None]);
+        assert!(two.values().any(|k| k.client.as_ref().is_some_and(|k| k.expose() == "own")));
     }
 
     #[test]

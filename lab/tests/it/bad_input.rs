@@ -35,7 +35,7 @@ fn up_a(fleet: &Fleet, replace: &[(&str, &str)]) -> crate::fleet::Ran {
 }
 
 /// A home with nothing in it; the door of a open while `test` runs.
-fn with_bare_home(name: &str, port: u16, test: impl FnOnce(&Fleet)) {
+pub(crate) fn with_bare_home(name: &str, port: u16, test: impl FnOnce(&Fleet)) {
     let fleet = Fleet::bare(name, port);
     fleet.lab.door("a", true).expect("the door opens");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&fleet)));
