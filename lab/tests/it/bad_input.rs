@@ -4,17 +4,26 @@
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use crate::{
-    fleet::{Fleet, ROUTES, binary, finish, listing},
+    fleet::{Fleet, ROUTES, Ran, binary, finish, listing},
     host_app::give_to_person,
 };
 
-/// Flags of an `up` of cluster a alone, with the lab's files unless `replace` says otherwise.
-fn up_a(fleet: &Fleet, replace: &[(&str, &str)]) -> crate::fleet::Ran {
+/// `guildnet up` of cluster a alone, with the lab's files unless `replace` says otherwise.
+fn up_a(fleet: &Fleet, replace: &[(&str, &str)]) -> Ran {
+    up_one(fleet, "a", replace, &["--no-verify"])
+}
+
+/// `guildnet up` of one cluster with the lab's files.
+pub(crate) fn up_with(fleet: &Fleet, cluster: &str, more: &[&str]) -> Ran {
+    up_one(fleet, cluster, &[], more)
+}
+
+fn up_one(fleet: &Fleet, cluster: &str, replace: &[(&str, &str)], more: &[&str]) -> Ran {
     let person = fleet.lab.person_dir();
     let file = |name: &str| person.join(name).display().to_string();
     let url = fs::read_to_string(person.join("headscale-url")).expect("the lab wrote it");
     let mut flags = vec![
-        ("--cluster", format!("a={}", file("a.kubeconfig"))),
+        ("--cluster", format!("{cluster}={}", file(&format!("{cluster}.kubeconfig")))),
         ("--headscale-url", url.trim().to_owned()),
         ("--headscale-api-key-file", file("headscale-api-key")),
         ("--headscale-ca", file("headscale-ca.pem")),
@@ -27,11 +36,9 @@ fn up_a(fleet: &Fleet, replace: &[(&str, &str)]) -> crate::fleet::Ran {
             }
         }
     }
-    let args: Vec<String> = ["up".to_owned(), "--no-verify".to_owned()]
-        .into_iter()
-        .chain(flags.into_iter().map(|(f, v)| format!("{f}={v}")))
-        .collect();
-    fleet.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    let given: Vec<String> = flags.into_iter().map(|(flag, value)| format!("{flag}={value}")).collect();
+    let args = ["up"].into_iter().chain(more.iter().copied()).chain(given.iter().map(String::as_str));
+    fleet.run(&args.collect::<Vec<_>>())
 }
 
 /// A home with nothing in it; the door of a open while `test` runs.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::{
-    bad_input::with_bare_home,
+    bad_input::{up_with, with_bare_home},
     fleet::{CLUSTERS, Fleet, ROUTES, pretty},
     host_app::give_to_person,
 };
@@ -58,5 +58,32 @@ fn with_keys_from_env_and_no_api_key() {
         }
         let (code, report) = fleet.verify();
         assert_eq!(code, 0, "{}", pretty(&report));
+    });
+}
+
+#[test]
+fn two_host_apps_that_are_set_up_at_the_same_moment_share_one_headscale() {
+    with_bare_home("first-app", 18101, |first| {
+        with_bare_home("second-app", 18102, |second| {
+            let policy = || first.headscale(&["policy", "get"]).ok();
+            // One cluster each, with the doors of both open.
+            first.lab.door("b", true).expect("the door opens");
+            std::thread::scope(|scope| {
+                let one = scope.spawn(|| up_with(first, "a", &["--no-verify"]).ok());
+                let other = scope.spawn(|| up_with(second, "b", &["--no-verify"]).ok());
+                one.join().expect("the first is up");
+                other.join().expect("the second is up");
+            });
+            first.lab.door("b", false).expect("the door shuts");
+            let kept = policy();
+            for tag in ["tag:gn-a-router", "tag:gn-b-router"] {
+                assert!(kept.contains(tag), "{tag} is not in the policy:\n{kept}");
+            }
+            for (app, cluster) in [(first, "a"), (second, "b")] {
+                assert!(app.echo(cluster).ok().contains(&format!("cluster={cluster}\n")));
+                let (code, report) = app.verify();
+                assert_eq!(code, 0, "{}", pretty(&report));
+            }
+        });
     });
 }
