@@ -74,10 +74,6 @@ impl Server {
         self.client.url()
     }
 
-    pub(crate) fn ca_pem(&self) -> Option<&str> {
-        self.client.ca_pem()
-    }
-
     /// Whether an API key is there; not whether it is accepted.
     pub(crate) fn has_key(&self) -> bool {
         self.has_key

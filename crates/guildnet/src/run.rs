@@ -7,7 +7,7 @@ mod router;
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::CommandFactory;
-use guildnet_host::{Settings, StatusReport, UpReport, UpRequest, verify::Report};
+use guildnet_host::{Progress, Settings, StatusReport, UpReport, UpRequest, verify::Report};
 use guildnet_model::{Class, Target};
 use serde::Serialize;
 

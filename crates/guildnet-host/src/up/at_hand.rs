@@ -2,7 +2,7 @@
 //! as variables (`.env`) or as the file that `guildnet headscale namespace` writes. Whether they are valid shows when they
 //! are used.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use guildnet_headscale::NamespaceFile;
 use guildnet_model::{Class, ClusterId};
@@ -21,7 +21,7 @@ pub(super) fn files<'c>(clusters: impl IntoIterator<Item = &'c ClusterId>) -> Re
     there.map(|(id, path)| read(id, &path)).collect()
 }
 
-fn read(id: &ClusterId, path: &PathBuf) -> Result<NamespaceFile, HostError> {
+fn read(id: &ClusterId, path: &Path) -> Result<NamespaceFile, HostError> {
     let file = NamespaceFile::read(path).explained_of(id)?;
     if file.cluster == *id {
         return Ok(file);
