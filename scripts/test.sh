@@ -9,7 +9,15 @@ scripts/build.sh
 select=()
 if ((EUID == 0)); then
     export GUILDNET_LAB_INSTANCE=${GUILDNET_LAB_INSTANCE:-test}
-    trap 'bin/guildnet-lab down' EXIT
+    # The Host Apps that the tests share end with the run, as the lab does.
+    clean_up() {
+        local home
+        for home in "/run/guildnet-lab/$GUILDNET_LAB_INSTANCE/person"/e2e-*; do
+            if [[ -e $home/host.pid ]]; then bin/guildnet --home "$home" down; fi
+        done
+        bin/guildnet-lab down
+    }
+    trap clean_up EXIT
     bin/guildnet-lab up
 elif [[ ${CI:-} == true ]]; then
     echo "error: the fleet's tests need root" >&2
