@@ -1,18 +1,11 @@
-//! What a cluster says about itself: who it is, where its API server stands inside, its networks, its storage.
-//!
-//! Networks are taken from the two places where the API itself has them. Clusters whose network plugin keeps its own
-//! Pod ranges are not understood here.
+//! What a cluster says about itself: who it is, where its API server stands inside, its storage. Its networks:
+//! `networks.rs`.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
-use guildnet_model::{Networks, NetworksError, Target};
-use ipnet::Ipv4Net;
+use guildnet_model::Target;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Service},
-    networking::v1::ServiceCIDR,
+    core::v1::{Namespace, Service},
     storage::v1::StorageClass,
 };
 use kube::{Api, api::ListParams};
@@ -21,53 +14,6 @@ use crate::{ApiServer, KubeError, error::KubeCause};
 
 /// Marks the StorageClass that claims without a class get (`storage.k8s.io`, "default StorageClass").
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-
-/// Where a network was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkSource {
-    /// A `ServiceCIDR` object.
-    ServiceCidr(String),
-    /// A node's `spec.podCIDRs`.
-    Node(String),
-}
-
-impl fmt::Display for NetworkSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
-            Self::Node(name) => write!(f, "podCIDRs of node {name}"),
-        }
-    }
-}
-
-/// A network and where it was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundNetwork {
-    /// The network.
-    pub net: Ipv4Net,
-    /// Where it was found.
-    pub source: NetworkSource,
-}
-
-/// The IPv4 networks that a cluster names itself. Empty lists: it does not say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClusterNetworks {
-    /// Service networks.
-    pub services: Vec<FoundNetwork>,
-    /// Pod networks: one for each node, so nodes that come later may lie outside.
-    pub pods: Vec<FoundNetwork>,
-}
-
-impl ClusterNetworks {
-    /// All of them as one list; neighbours are joined.
-    ///
-    /// # Errors
-    /// [`NetworksError`] if there are none, or they can't be a cluster's.
-    pub fn networks(&self) -> Result<Networks, NetworksError> {
-        let all: Vec<Ipv4Net> = self.services.iter().chain(&self.pods).map(|found| found.net).collect();
-        Networks::new(Ipv4Net::aggregate(&all))
-    }
-}
 
 impl ApiServer {
     /// The cluster's identity: the UID of its `kube-system` namespace, which lives as long as the cluster.
@@ -118,31 +64,6 @@ impl ApiServer {
         Ok(classes.items.iter().find(is_default).and_then(|class| class.metadata.name.clone()))
     }
 
-    /// Pod and Service networks (IPv4), as far as the API names them: `ServiceCIDR` objects (Kubernetes 1.33 and
-    /// later) and the nodes' `podCIDRs`.
-    ///
-    /// # Errors
-    /// [`KubeError`]; a server without the `ServiceCIDR` API yields no Service networks, not an error.
-    pub async fn discover_networks(&self) -> Result<ClusterNetworks, KubeError> {
-        let (services, nodes) = tokio::join!(
-            self.read(|client| async move { Api::<ServiceCIDR>::all(client).list(&ListParams::default()).await }),
-            self.read(|client| async move { Api::<Node>::all(client).list(&ListParams::default()).await }),
-        );
-        let services = match services {
-            Err(KubeError { cause: KubeCause::NotFound { .. }, .. }) => Vec::new(),
-            other => other?.items,
-        };
-        let services = services.into_iter().flat_map(|object| {
-            let source = NetworkSource::ServiceCidr(object.metadata.name.unwrap_or_default());
-            found(object.spec.and_then(|spec| spec.cidrs).unwrap_or_default(), source)
-        });
-        let pods = nodes?.items.into_iter().flat_map(|node| {
-            let source = NetworkSource::Node(node.metadata.name.unwrap_or_default());
-            found(node.spec.and_then(|spec| spec.pod_cidrs).unwrap_or_default(), source)
-        });
-        Ok(ClusterNetworks { services: services.collect(), pods: pods.collect() })
-    }
-
     async fn service(&self, namespace: &str, name: &str) -> Result<Service, KubeError> {
         self.read(|client| async move { Api::<Service>::namespaced(client, namespace).get(name).await }).await
     }
@@ -158,14 +79,6 @@ impl ApiServer {
     fn unusable(&self, why: &str) -> KubeError {
         self.error(KubeCause::Answer { why: why.to_owned() })
     }
-}
-
-/// The IPv4 networks among `cidrs`; a dual-stack cluster lists IPv6 ones too.
-fn found(cidrs: Vec<String>, source: NetworkSource) -> impl Iterator<Item = FoundNetwork> {
-    cidrs
-        .into_iter()
-        .filter_map(|cidr| cidr.parse::<Ipv4Net>().ok())
-        .map(move |net| FoundNetwork { net: net.trunc(), source: source.clone() })
 }
 
 #[cfg(test)]

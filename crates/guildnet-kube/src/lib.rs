@@ -13,6 +13,8 @@ mod cluster;
 mod connect;
 mod error;
 mod kubeconfig;
+mod networks;
+mod read;
 pub mod router;
 
 #[cfg(test)]
@@ -20,10 +22,11 @@ mod fake;
 
 pub use access::{AccessError, ClusterAccess};
 pub use api::{ApiServer, ApiServerSpec, Readyz};
-pub use cluster::{ClusterNetworks, FoundNetwork, NetworkSource};
 pub use connect::DirectDialer;
 pub use error::{KubeCause, KubeError};
 pub use kubeconfig::{Allow, Kubeconfig, KubeconfigError, Refusal};
+pub use networks::{ClusterNetworks, FoundNetwork, NetworkSource, NetworksUnknown};
+pub use read::Unread;
 pub use router::{
     Applied, DEFAULT_IMAGE, Manifest, PodReport, RouterError, RouterPlan, RouterProgress, RouterStatus, Trouble,
 };

@@ -7,50 +7,6 @@ fn list(items: serde_json::Value) -> (u16, String) {
     (200, json!({"metadata": {}, "items": items}).to_string())
 }
 
-fn nodes() -> (u16, String) {
-    list(json!([
-        {"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:1::/64"]}},
-        {"metadata": {"name": "n2"}, "spec": {"podCIDRs": ["10.244.1.0/24"]}},
-        {"metadata": {"name": "n3"}, "spec": {}},
-    ]))
-}
-
-#[tokio::test]
-async fn networks_are_found_in_the_api_and_joined() {
-    let (_server, api) = pair(|request: &Seen| match request.what().as_str() {
-        "GET /apis/networking.k8s.io/v1/servicecidrs" => {
-            list(json!([{"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16", "fd00::/108"]}}]))
-        }
-        "GET /api/v1/nodes" => nodes(),
-        _ => refusal(404, "not found"),
-    })
-    .await;
-    let found = api.discover_networks().await.expect("found");
-    assert_eq!(found.networks().expect("networks").to_string(), "10.96.0.0/16,10.244.0.0/23");
-    assert_eq!(found.services[0].source.to_string(), "ServiceCIDR kubernetes");
-    assert_eq!(found.pods[1].source, NetworkSource::Node("n2".into()));
-}
-
-#[tokio::test]
-async fn a_server_without_service_cidrs_still_tells_its_pod_networks() {
-    let (_server, api) = pair(|request: &Seen| match request.what().as_str() {
-        "GET /api/v1/nodes" => nodes(),
-        _ => refusal(404, "the server could not find the requested resource"),
-    })
-    .await;
-    let found = api.discover_networks().await.expect("found");
-    assert!(found.services.is_empty());
-    assert_eq!(found.networks().expect("networks").to_string(), "10.244.0.0/23");
-}
-
-#[tokio::test]
-async fn a_cluster_that_names_no_network_is_told_from_one_that_refuses() {
-    let (_server, api) = pair(|_| list(json!([]))).await;
-    assert_eq!(api.discover_networks().await.expect("an answer").networks(), Err(NetworksError::Empty));
-    let (_server, api) = pair(|_| refusal(403, "no")).await;
-    assert!(matches!(api.discover_networks().await.expect_err("refused").cause, KubeCause::Forbidden { .. }));
-}
-
 #[tokio::test]
 async fn the_api_servers_inner_address_is_the_kubernetes_service() {
     let (_server, api) = pair(|request: &Seen| match request.what().as_str() {
