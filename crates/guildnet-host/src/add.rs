@@ -20,6 +20,8 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
+    networks::{Before, Settled, settle},
+    preflight::{self, Purpose},
     reach::{Ways, directly, reach},
     server::{Keys, Server, Wanted},
     up::{Known, inspect, join, plan},
@@ -138,8 +140,9 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
         return Err(HostError::new(Class::Conflict, "there is a cluster of this id")
             .with_hint(format!("add --replace to replace it, or first: guildnet cluster remove {id}")));
     }
-    let seen = look_directly(&access, old, id, progress).await?;
-    let mut record = compose(settings, &request, &access, file.as_ref(), &known, seen)?;
+    let given = request.routes.as_ref().or_else(|| file.as_ref()?.routes.as_ref()).or(settings.routes.as_ref());
+    let seen = look_directly(&access, given, old, id, progress).await?;
+    let mut record = compose(settings, &request, &access, file.as_ref(), given, &known, seen)?;
     if record.client_auth_key.is_none() && old.is_none() {
         with_new_key(settings, &known, &mut record, progress).await?;
     }
@@ -170,6 +173,7 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
 /// What the API server said by the kubeconfig's own address; `None` if it can't be reached so.
 async fn look_directly(
     access: &ClusterAccess,
+    given: Option<&Networks>,
     old: Option<&ClusterRecord>,
     id: &ClusterId,
     progress: &dyn Progress,
@@ -185,16 +189,22 @@ async fn look_directly(
     let (uid, address) = tokio::join!(api.cluster_uid(), api.api_address());
     let (uid, address) = (uid.explained()?, address.explained()?);
     inspect::same_cluster(id, old.and_then(|o| o.cluster_uid.as_deref()), &uid)?;
-    let routes = api.discover_networks().await.ok().and_then(|found| found.networks().ok());
+    preflight::check(&api, id, Purpose::Record, progress).await?;
+    // A cluster that is given anew without networks follows its own word again, whoever named the old ones.
+    let before = match (given, old) {
+        (None, Some(old)) => Before::Followed(old.routes.clone()),
+        (given, _) => Before::of(given, None),
+    };
+    let settled = settle(&api, id, before, progress).await?;
     api.close().await;
-    Ok(Some(Direct { uid, address, routes }))
+    Ok(Some(Direct { uid, address, settled }))
 }
 
 /// What was seen of a cluster directly.
 struct Direct {
     uid: String,
     address: Target,
-    routes: Option<Networks>,
+    settled: Settled,
 }
 
 /// Puts the record together: flags, then the file, then the settings, then what was stored.
@@ -203,6 +213,7 @@ fn compose(
     request: &AddRequest,
     access: &ClusterAccess,
     file: Option<&NamespaceFile>,
+    given: Option<&Networks>,
     known: &Known,
     seen: Option<Direct>,
 ) -> Result<ClusterRecord, HostError> {
@@ -220,17 +231,16 @@ fn compose(
                 "give --login-server URL, or the file that 'guildnet headscale namespace' wrote: --from FILE",
             )
         })?;
-    let routes = request
-        .routes
-        .clone()
-        .or_else(|| file.and_then(|f| f.routes.clone()))
-        .or_else(|| settings.routes.clone())
-        .or_else(|| old.map(|o| o.routes.clone()))
-        .or_else(|| seen.as_ref().and_then(|s| s.routes.clone()))
-        .ok_or_else(|| {
-            HostError::new(Class::Usage, "its networks are not known")
-                .with_hint("give its Pod and Service networks: --routes 10.96.0.0/16,10.244.0.0/16")
-        })?;
+    let unseen = || match Before::of(given, old) {
+        Before::Given(networks) => Some(Settled { networks, given: true }),
+        Before::Followed(networks) => Some(Settled { networks, given: false }),
+        Before::Unknown => None,
+    };
+    let settled = seen.as_ref().map(|s| s.settled.clone()).or_else(unseen);
+    let Settled { networks: routes, given: routes_given } = settled.ok_or_else(|| {
+        HostError::new(Class::Usage, "its networks are not known, and it can't be asked from here")
+            .with_hint("give its Pod and Service networks: --routes 10.96.0.0/16,10.244.0.0/16")
+    })?;
     if let Some(seen) = &seen {
         inspect::holds(&routes, seen.address)?;
     }
@@ -256,6 +266,7 @@ fn compose(
             .and_then(|f| f.router_auth_key.clone())
             .or_else(|| old.and_then(|o| o.router_auth_key.clone())),
         routes,
+        routes_given,
         state_path: request
             .state_dir
             .clone()

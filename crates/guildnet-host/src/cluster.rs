@@ -44,6 +44,8 @@ pub(crate) struct ClusterSpec {
     pub(crate) api_address: Option<Target>,
     /// The identity seen when it was added (UID of `kube-system`).
     pub(crate) uid: Option<String>,
+    /// Whether a person named its networks; otherwise they were discovered.
+    pub(crate) routes_given: bool,
 }
 
 /// What was observed of a cluster, shared by its actor.

@@ -115,5 +115,6 @@ pub(crate) fn spec(id: &str) -> ClusterSpec {
         access: access(),
         api_address: Some("10.96.0.1:443".parse().expect("a target")),
         uid: None,
+        routes_given: false,
     }
 }

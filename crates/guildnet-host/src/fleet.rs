@@ -214,6 +214,7 @@ pub(crate) fn spec(record: &ClusterRecord) -> Result<ClusterSpec, HostError> {
         access,
         api_address: record.api_address.map(Target::from),
         uid: record.cluster_uid.clone(),
+        routes_given: record.routes_given,
     })
 }
 

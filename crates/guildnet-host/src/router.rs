@@ -8,6 +8,7 @@ use std::{
 use guildnet_headscale::{NamespaceFile, ServerFeatures};
 use guildnet_kube::{ApiServer, ClusterAccess, RouterPlan, RouterStatus, router as kube_router};
 use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber, via6};
+use guildnet_store::ClusterRecord;
 use serde::Serialize;
 use tokio::time::timeout;
 use url::Url;
@@ -20,9 +21,11 @@ use crate::{
     fleet,
     host::Deps,
     namespace,
+    networks::{Before, Settled, settle},
+    preflight::{self, Purpose},
     reach::{Reached, Ways, reach},
-    server::Server,
-    up::{Known, plan as input},
+    server::{Keys, Server, Wanted},
+    up::{Known, file_of, inspect, plan as input},
 };
 
 /// How long printing manifests waits for the server's version: two round trips of a slow link.
@@ -59,7 +62,10 @@ struct Sources {
     login_server: Url,
     ca_pem: Option<String>,
     auth_key: Option<Secret<String>>,
-    routes: Option<Networks>,
+    /// Networks that a flag, a setting or the file names.
+    given: Option<Networks>,
+    /// Networks that the store holds.
+    recorded: Option<Networks>,
     site: Option<SiteNumber>,
 }
 
@@ -92,12 +98,13 @@ impl Sources {
                 .clone()
                 .or_else(|| file.and_then(|f| f.router_auth_key.clone()))
                 .or_else(|| record.and_then(|r| r.router_auth_key.clone())),
-            routes: request
+            given: request
                 .routes
                 .clone()
                 .or_else(|| settings.routes.clone())
-                .or_else(|| file.and_then(|f| f.routes.clone()))
-                .or_else(|| record.map(|r| r.routes.clone())),
+                // A file that was made from the record only repeats it.
+                .or_else(|| file.and_then(|f| f.routes.clone()).filter(|n| record.is_none_or(|r| r.routes != *n))),
+            recorded: record.map(|r| r.routes.clone()),
             site: file.and_then(|f| f.site).or_else(|| record.and_then(|r| r.site)),
             login_server,
         })
@@ -164,11 +171,12 @@ pub(crate) async fn deploy(
 }
 
 /// Applies the DaemonSet and waits until every node's router is connected; with an API key also until its routes are
-/// approved, and approves them if the policy does not.
+/// approved, and approves them if the policy does not. Networks that were discovered follow the cluster: where it has others
+/// now, policy, record and routers are brought up to date. Networks that are given replace the recorded ones.
 ///
 /// # Errors
-/// The API server can't be reached on any way (the hint says what to run on the other side), a pod does not come up (with
-/// its own reason), the server does not admit the router.
+/// The API server can't be reached on any way (the hint says what to run on the other side), the cluster can't run routers
+/// (nothing is changed then), a pod does not come up (with its own reason), the server does not admit the router.
 /// # Cancellation
 /// Dropping the future leaves the DaemonSet applied; the same call goes on from there.
 pub async fn router_ensure(
@@ -190,9 +198,17 @@ pub async fn router_ensure(
             "API server reached through the connector"
         },
     );
-    let outcome = ensure(settings, &id, &sources, &server, &reached, progress).await;
+    let record = known.record(&id);
+    let mut outcome = ensure(settings, &id, &sources, record, &server, &reached, progress).await;
     let via = reached.via;
     reached.close().await;
+    if outcome.is_ok()
+        && record.is_some()
+        && let Some(host) = HostClient::discover(&settings.home)?
+        && let Err(why) = host.reload().await
+    {
+        outcome = Err(why.while_doing("the router is connected, but the Host App does not take up its networks"));
+    }
     outcome.map(|router| RouterReport { id: id.clone(), via, router: Some(router) }).map_err(|e| e.of_cluster(&id))
 }
 
@@ -200,21 +216,77 @@ async fn ensure(
     settings: &Settings,
     id: &ClusterId,
     sources: &Sources,
+    record: Option<&ClusterRecord>,
     server: &Server,
     reached: &Reached,
     progress: &dyn Progress,
 ) -> Result<RouterStatus, HostError> {
-    let routes = match &sources.routes {
-        Some(known) => known.clone(),
-        None => reached.api.discover_networks().await.explained()?.networks().explained()?,
-    };
+    preflight::check(&reached.api, id, Purpose::Routers, progress).await?;
+    let settled = settle(&reached.api, id, Before::of(sources.given.as_ref(), record), progress).await?;
+    if let Some(address) = record.and_then(|r| r.api_address) {
+        inspect::holds(&settled.networks, address.into())?;
+    }
     let features = server.features().await?;
-    let plan = sources.plan(settings, id, routes.clone(), features);
+    let differs = record.filter(|r| r.routes != settled.networks || r.routes_given != settled.given);
+    let new_key = match differs {
+        Some(record) => adopt(settings, record, &settled, server, progress).await?,
+        None => None,
+    };
+    let routes = settled.networks;
+    let mut plan = sources.plan(settings, id, routes.clone(), features);
+    // A key that was given stays; one that was kept may have been made anew.
+    if settings.auth_key.is_none() && new_key.is_some() {
+        plan.auth_key = new_key;
+    }
     let status = deploy(&reached.api, &plan, progress).await?;
     if server.has_key() {
         server.serve_routes(id, &routes, sources.site, progress).await?;
     }
     Ok(status)
+}
+
+/// Brings the policy and then the record to a cluster's other networks. The record last: while it names the old ones, the
+/// same command does the rest. Returns the routers' key if it had to be made anew.
+async fn adopt(
+    settings: &Settings,
+    record: &ClusterRecord,
+    settled: &Settled,
+    server: &Server,
+    progress: &dyn Progress,
+) -> Result<Option<Secret<String>>, HostError> {
+    let (id, routes) = (&record.id, &settled.networks);
+    let (mut record, old_key) = (record.clone(), record.router_auth_key.clone());
+    if record.routes != *routes {
+        if server.has_key() {
+            let wanted = Wanted {
+                cluster: id.clone(),
+                routes: routes.clone(),
+                keys: Keys::Router,
+                site: record.site,
+                existing: Some(file_of(&record)),
+            };
+            for made in server.set_up(&[wanted], false, progress).await? {
+                record.router_auth_key = made.router_auth_key.or(record.router_auth_key);
+            }
+        } else {
+            progress.step(
+                Some(id),
+                &format!(
+                    "no Headscale API key here: its policy still names {}; where there is one: guildnet headscale namespace \
+                     {id} --routes {routes}",
+                    record.routes
+                ),
+            );
+        }
+        progress.step(Some(id), &format!("recorded: {routes} instead of {}", record.routes));
+    }
+    record.routes = routes.clone();
+    record.routes_given = settled.given;
+    record.updated = jiff::Timestamp::now();
+    let store = fleet::open_store(settings).await?;
+    let stored = store.replace(&record).await.explained();
+    store.close().await;
+    stored.map(|()| record.router_auth_key.filter(|key| old_key.as_ref() != Some(key)))
 }
 
 async fn reach_router(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<Reached, HostError> {
@@ -247,10 +319,10 @@ pub async fn router_manifest(settings: &Settings, request: RouterRequest, with_k
     let missing = |what: &str, hint: &str| {
         HostError::new(Class::Usage, format!("{what} is not known")).with_hint(hint).of_cluster(&request.id)
     };
-    let routes = sources
-        .routes
-        .clone()
-        .ok_or_else(|| missing("which networks the router serves", "give them: --routes 10.96.0.0/16,10.244.0.0/16"))?;
+    let routes =
+        sources.given.clone().or_else(|| sources.recorded.clone()).ok_or_else(|| {
+            missing("which networks the router serves", "give them: --routes 10.96.0.0/16,10.244.0.0/16")
+        })?;
     if with_key && sources.auth_key.is_none() {
         return Err(missing(
             "the router's key",

@@ -377,6 +377,7 @@ async fn write_records(
             client_auth_key: member.client_auth_key.clone(),
             router_auth_key: member.router_auth_key.clone(),
             routes: seen.routes.clone(),
+            routes_given: seen.routes_given,
             state_path: old.map_or_else(|| settings.state_dir(id), |r| r.state_path.clone()),
             namespace: id.namespace(),
             namespace_id: member.namespace_id,

@@ -1,9 +1,10 @@
 //! Verify: asks every link of every cluster at once and names the one that is broken, with the command that mends it.
 //!
 //! The checks are data, one list (`list.rs`): what is asked, what must hold before, and a function that fetches facts
-//! (`context.rs`) and hands them to a pure decision (`server.rs`, `membership.rs`, `kube.rs`, `isolation.rs`).
+//! (`context.rs`) and hands them to a pure decision (`server.rs`, `membership.rs`, `kube.rs`, `cluster.rs`, `isolation.rs`).
 //! `schedule.rs` runs them, `report.rs` is what comes out. Nothing here mends anything.
 
+mod cluster;
 mod context;
 mod isolation;
 mod kube;

@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod kubeconfig;
 mod networks;
+pub mod preflight;
 mod read;
 pub mod router;
 

@@ -13,7 +13,8 @@ use std::fmt;
 use guildnet_model::{Class, Explain, Networks, NetworksError};
 use ipnet::Ipv4Net;
 
-pub(crate) use self::{found::found, objects::Objects};
+pub(crate) use self::objects::FLANNEL_ANNOTATION;
+use self::{found::found, objects::Objects};
 use crate::read::Unread;
 
 /// Where a network was found.

@@ -7,23 +7,18 @@ use std::future::Future;
 use crate::{ApiServer, KubeError, error::KubeCause};
 
 /// What one read brought.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Read<T> {
     /// It is there.
     Seen(T),
     /// It is not there, or the server has no such kind.
+    #[default]
     Absent,
     /// The server did not let it be read.
     Refused {
         /// What it said.
         why: String,
     },
-}
-
-impl<T> Default for Read<T> {
-    fn default() -> Self {
-        Self::Absent
-    }
 }
 
 impl<T> Read<T> {

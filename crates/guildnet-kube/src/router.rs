@@ -15,6 +15,7 @@ use ipnet::Ipv6Net;
 use serde::Serialize;
 use url::Url;
 
+pub(crate) use self::manifest::MANAGED_BY;
 pub use self::{
     deploy::{ensure, remove, status},
     error::{RouterError, Trouble},

@@ -35,12 +35,15 @@ pub enum NetworksError {
     /// The network can't be a cluster's: default route, loopback, link-local, multicast, or the tailnet's own range.
     #[error("{0} is {1}; it can't be a cluster's network")]
     Reserved(Ipv4Net, &'static str),
+    /// The network holds such a one.
+    #[error("{0} holds {1} ({2}); it can't be a cluster's network")]
+    HoldsReserved(Ipv4Net, Ipv4Net, &'static str),
 }
 
 impl Explain for NetworksError {
     fn class(&self) -> Class {
         match self {
-            Self::Overlap(..) | Self::Reserved(..) => Class::Conflict,
+            Self::Overlap(..) | Self::Reserved(..) | Self::HoldsReserved(..) => Class::Conflict,
             _ => Class::Usage,
         }
     }
@@ -49,15 +52,23 @@ impl Explain for NetworksError {
         Some(match self {
             Self::HostBits { network, .. } => format!("write {network}"),
             Self::Overlap(..) => "give each network once, Pods and Services apart".into(),
+            Self::Reserved(_, TAILNET) | Self::HoldsReserved(_, _, TAILNET) => {
+                "Headscale gives routers and connectors their own addresses from 100.64.0.0/10, so such a network would hide \
+                 them: give the cluster another network, or leave this one out and name the others with --routes"
+                    .into()
+            }
             _ => "give the cluster's Pod and Service networks, for example --routes 10.96.0.0/16,10.244.0.0/16".into(),
         })
     }
 }
 
+/// What the range is called that Headscale gives to nodes (RFC 6598).
+const TAILNET: &str = "the tailnet's own range";
+
 /// Ranges that belong to the device, the internet's plumbing or the tailnet, never to a cluster.
 const RESERVED: &[(Ipv4Net, &str)] = &[
     (net([127, 0, 0, 0], 8), "loopback"),
-    (net([100, 64, 0, 0], 10), "the tailnet's own range"),
+    (net([100, 64, 0, 0], 10), TAILNET),
     (net([169, 254, 0, 0], 16), "link-local"),
     (net([224, 0, 0, 0], 4), "multicast"),
 ];
@@ -85,8 +96,11 @@ impl Networks {
             if one.prefix_len() == 0 {
                 return Err(NetworksError::Reserved(*one, "the default route"));
             }
-            if let Some((_, what)) = RESERVED.iter().find(|(r, _)| r.contains(one) || one.contains(r)) {
+            if let Some((_, what)) = RESERVED.iter().find(|(r, _)| r.contains(one)) {
                 return Err(NetworksError::Reserved(*one, what));
+            }
+            if let Some((reserved, what)) = RESERVED.iter().find(|(r, _)| one.contains(r)) {
+                return Err(NetworksError::HoldsReserved(*one, *reserved, what));
             }
         }
         for pair in nets.windows(2) {
@@ -168,5 +182,19 @@ mod tests {
         assert_eq!(said("0.0.0.0/0"), "0.0.0.0/0 is the default route; it can't be a cluster's network");
         assert_eq!(said("100.64.1.0/24"), "100.64.1.0/24 is the tailnet's own range; it can't be a cluster's network");
         assert_eq!(said("127.0.0.0/8"), "127.0.0.0/8 is loopback; it can't be a cluster's network");
+        assert_eq!(
+            said("128.0.0.0/1"),
+            "128.0.0.0/1 holds 169.254.0.0/16 (link-local); it can't be a cluster's network",
+            "half a default route"
+        );
+    }
+
+    #[test]
+    fn the_tailnets_own_range_is_a_conflict_with_its_reason() {
+        for text in ["100.64.0.0/10", "100.100.0.0/16", "100.0.0.0/8"] {
+            let refused = text.parse::<Networks>().expect_err("refused");
+            assert_eq!(refused.class().exit_code(), 6, "{text}");
+            assert!(refused.hint().expect("a hint").contains("Headscale gives routers and connectors"), "{text}");
+        }
     }
 }

@@ -25,6 +25,8 @@ pub struct ClusterRecord {
     pub router_auth_key: Option<Secret<String>>,
     /// The cluster's networks (`tsRoutes`).
     pub routes: Networks,
+    /// Whether a person named these networks. Otherwise they were discovered, and follow the cluster when it changes.
+    pub routes_given: bool,
     /// Where the connector keeps its identity (`tsStatePath`).
     pub state_path: PathBuf,
     /// The namespace's name on the Headscale server.
@@ -55,6 +57,7 @@ impl ClusterRecord {
             ("client key", self.client_auth_key == other.client_auth_key),
             ("router key", self.router_auth_key == other.router_auth_key),
             ("routes", self.routes == other.routes),
+            ("routes given", self.routes_given == other.routes_given),
             ("state folder", self.state_path == other.state_path),
             ("namespace", self.namespace == other.namespace),
             ("namespace number", self.namespace_id == other.namespace_id),

@@ -16,8 +16,10 @@ use sqlx::{
 use crate::{StoreError, private};
 
 /// All migrations, oldest first. Versions count up from 1.
-const MIGRATIONS: &[(&str, &str)] =
-    &[("clusters and settings", include_str!("../migrations/0001_clusters_and_settings.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("clusters and settings", include_str!("../migrations/0001_clusters_and_settings.sql")),
+    ("routes given", include_str!("../migrations/0002_routes_given.sql")),
+];
 
 /// The migrations of this program.
 pub(crate) fn migrations() -> Vec<Migration> {

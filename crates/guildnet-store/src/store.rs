@@ -297,8 +297,8 @@ impl Store {
             |column, secret: &Option<Secret<String>>| secret.as_ref().map(|s| seal(column, s)).transpose();
         sqlx::query(
             "INSERT INTO clusters (id, kubeconfig, context, login_server, ca_pem, client_auth_key, router_auth_key, routes,
-                state_path, namespace, namespace_id, site, api_address, cluster_uid, seal_key, created, updated)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                routes_given, state_path, namespace, namespace_id, site, api_address, cluster_uid, seal_key, created, updated)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(seal("kubeconfig", &record.kubeconfig)?)
@@ -308,6 +308,7 @@ impl Store {
         .bind(seal_if_any("client_auth_key", &record.client_auth_key)?)
         .bind(seal_if_any("router_auth_key", &record.router_auth_key)?)
         .bind(record.routes.to_string())
+        .bind(record.routes_given)
         .bind(record.state_path.as_os_str().as_bytes())
         .bind(&record.namespace)
         // SQLite's integers are signed; the bits are kept.
@@ -347,6 +348,7 @@ impl Store {
             client_auth_key: open_if_any("client_auth_key")?,
             router_auth_key: open_if_any("router_auth_key")?,
             routes: parse(entry, "routes", &column::<String>(row, entry, "routes")?)?,
+            routes_given: column(row, entry, "routes_given")?,
             state_path: OsString::from_vec(column(row, entry, "state_path")?).into(),
             namespace: column(row, entry, "namespace")?,
             namespace_id: column::<Option<i64>>(row, entry, "namespace_id")?.map(i64::cast_unsigned),

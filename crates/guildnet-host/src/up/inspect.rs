@@ -7,6 +7,8 @@ use super::plan::Asked;
 use crate::{
     HostError, Progress,
     error::Explained as _,
+    networks::{Before, Settled, settle},
+    preflight::{self, Purpose},
     reach::{Reached, Via, Ways, reach},
 };
 
@@ -20,22 +22,24 @@ pub(super) struct Inspected {
     pub(super) api_address: Target,
     /// Given, known or discovered.
     pub(super) routes: Networks,
+    /// Whether a person named them.
+    pub(super) routes_given: bool,
 }
 
 /// Looks at one cluster.
 ///
 /// # Errors
-/// It can't be reached, refuses the credential, is another cluster than the one known by that id, or has networks that
-/// can't be used.
+/// It can't be reached, refuses the credential, is another cluster than the one known by that id, can't run routers, or has
+/// networks that can't be used.
 pub(super) async fn inspect(wanted: Asked, ways: &Ways<'_>, progress: &dyn Progress) -> Result<Inspected, HostError> {
     let id = wanted.id.clone();
     let reached = reach(&id, &wanted.access, Via::Auto, ways).await?;
-    let seen = look(&wanted, &reached, ways.record).await;
+    let seen = look(&wanted, &reached, ways.record, progress).await;
     match seen {
-        Ok((uid, api_address, routes)) => {
+        Ok((uid, api_address, Settled { networks: routes, given })) => {
             let by = if reached.via == Via::Direct { "directly" } else { "through its connector" };
             progress.step(Some(&id), &format!("API server reached {by}; networks {routes}"));
-            Ok(Inspected { wanted, reached, uid, api_address, routes })
+            Ok(Inspected { wanted, reached, uid, api_address, routes, routes_given: given })
         }
         Err(why) => {
             reached.close().await;
@@ -48,23 +52,16 @@ async fn look(
     wanted: &Asked,
     reached: &Reached,
     record: Option<&ClusterRecord>,
-) -> Result<(String, Target, Networks), HostError> {
-    let (uid, api_address) = tokio::join!(reached.api.cluster_uid(), reached.api.api_address());
+    progress: &dyn Progress,
+) -> Result<(String, Target, Settled), HostError> {
+    let api = &reached.api;
+    let (uid, api_address) = tokio::join!(api.cluster_uid(), api.api_address());
     let (uid, api_address) = (uid.explained()?, api_address.explained()?);
     same_cluster(&wanted.id, record.and_then(|r| r.cluster_uid.as_deref()), &uid)?;
-    let routes = match (&wanted.routes, record) {
-        (Some(given), _) => given.clone(),
-        (None, Some(known)) => known.routes.clone(),
-        (None, None) => {
-            let found = reached.api.discover_networks().await.explained()?;
-            found.networks().map_err(|why| {
-                HostError::new(Class::Usage, format!("the cluster does not say which networks it has: {why}"))
-                    .with_hint("give its Pod and Service networks: --routes 10.96.0.0/16,10.244.0.0/16")
-            })?
-        }
-    };
-    holds(&routes, api_address)?;
-    Ok((uid, api_address, routes))
+    preflight::check(api, &wanted.id, Purpose::Routers, progress).await?;
+    let settled = settle(api, &wanted.id, Before::of(wanted.routes.as_ref(), record), progress).await?;
+    holds(&settled.networks, api_address)?;
+    Ok((uid, api_address, settled))
 }
 
 /// An id stays with its cluster.
@@ -85,11 +82,19 @@ pub(crate) fn same_cluster(id: &ClusterId, recorded: Option<&str>, seen: &str) -
 /// The API server must lie in the cluster's networks, or the connector will not dial it.
 ///
 /// # Errors
-/// It does not.
+/// It does not, or has an IPv6 address.
 pub(crate) fn holds(routes: &Networks, api_address: Target) -> Result<(), HostError> {
     match api_address.addr().ip() {
         std::net::IpAddr::V4(ip) if routes.contains(ip) => Ok(()),
-        ip => Err(HostError::new(
+        std::net::IpAddr::V6(ip) => Err(HostError::new(
+            Class::Precondition,
+            format!(
+                "its API server has an IPv6 address inside ({ip}): GuildNet dials it by IPv4, by which it tells the equal \
+                 networks of many clusters apart"
+            ),
+        )
+        .with_hint("a dual-stack cluster must name its IPv4 Service network first: --service-cluster-ip-range IPV4,IPV6")),
+        ip @ std::net::IpAddr::V4(_) => Err(HostError::new(
             Class::Usage,
             format!("the networks {routes} do not hold the API server's address {ip}"),
         )
@@ -117,5 +122,9 @@ mod tests {
         let of = |text: &str| holds(&text.parse().expect("networks"), api);
         of("10.96.0.0/16").expect("inside");
         assert!(of("10.244.0.0/16").expect_err("outside").to_string().contains("10.96.0.1"));
+        let six: Target = "[fd00:10:96::1]:443".parse().expect("a target");
+        let said = holds(&"10.96.0.0/16".parse().expect("networks"), six).expect_err("IPv6 first");
+        assert_eq!(said.class(), Class::Precondition);
+        assert!(said.hint().expect("a hint").contains("dual-stack"));
     }
 }

@@ -99,7 +99,7 @@ pub(super) fn storage(cluster: &ClusterId, seen: &Result<Option<String>, KubeErr
     }
 }
 
-fn refused(cluster: &ClusterId, why: &KubeError) -> Outcome {
+pub(super) fn refused(cluster: &ClusterId, why: &KubeError) -> Outcome {
     Outcome::fail(
         why.cause.to_string(),
         why.hint().unwrap_or_else(|| {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Outcome,
+    Outcome, cluster,
     context::{ANSWER_LIMIT, CheckContext, LATE, SETTLE, any_way, dial, said, snapshot},
     isolation::{self, Attempt, PairSeen},
     kube::{self, DaemonSetSeen},
@@ -74,6 +74,12 @@ pub(super) const CHECKS: &[Check<CheckContext>] = &[
     }),
     cluster_check("kube.readyz", "Does it call itself ready?", &["kube.tls"], |c| Box::pin(readyz(c))),
     cluster_check("kube.identity", "Is it the cluster that was added?", &["kube.readyz"], |c| Box::pin(identity(c))),
+    cluster_check("cluster.preflight", "Can the cluster run GuildNet's routers?", &["kube.readyz"], |c| {
+        Box::pin(preflight(c))
+    }),
+    cluster_check("networks.drift", "Are its networks those that are served?", &["kube.readyz"], |c| {
+        Box::pin(networks(c))
+    }),
     cluster_check("router.daemonset-ready", "Does every node run a router?", &[], |c| Box::pin(daemonset(c))),
     cluster_check("storage.default-class", "Is there a default StorageClass?", &["kube.readyz"], |c| {
         Box::pin(storage(c))
@@ -272,6 +278,25 @@ async fn storage(c: &CheckContext) -> Outcome {
     let cluster = c.cluster();
     match cluster.api(ANSWER_LIMIT).await {
         Ok(api) => kube::storage(cluster.id(), &api.default_storage_class().await),
+        Err(why) => failed(&why),
+    }
+}
+
+async fn preflight(c: &CheckContext) -> Outcome {
+    let of = c.cluster();
+    match of.api(ANSWER_LIMIT).await {
+        Ok(api) => {
+            let facts = api.facts().await;
+            cluster::preflight(of.id(), &facts.map(|f| guildnet_kube::preflight::judge(&f, of.id())))
+        }
+        Err(why) => failed(&why),
+    }
+}
+
+async fn networks(c: &CheckContext) -> Outcome {
+    let of = c.cluster();
+    match of.api(ANSWER_LIMIT).await {
+        Ok(api) => cluster::networks(of.id(), of.networks(), of.spec().routes_given, &api.discover_networks().await),
         Err(why) => failed(&why),
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// See the module.
-pub(crate) fn found(objects: &Objects) -> ClusterNetworks {
+pub(super) fn found(objects: &Objects) -> ClusterNetworks {
     let mut out = ClusterNetworks { unread: objects.unread(), ..ClusterNetworks::default() };
     let services = services(objects, &mut out);
     let pods = pods(objects, &mut out);

@@ -16,7 +16,7 @@ use super::NetworkSource;
 use crate::read::{Read, Unread};
 
 /// What flannel's own agent leaves on a node, whoever brought it.
-const FLANNEL_ANNOTATION: &str = "flannel.alpha.coreos.com/backend-type";
+pub(crate) const FLANNEL_ANNOTATION: &str = "flannel.alpha.coreos.com/backend-type";
 
 /// Where k3s and RKE2 leave the arguments that a node was started with; settings of a file are among them.
 const ARGUMENTS: [&str; 2] = ["k3s.io/node-args", "rke2.io/node-args"];
@@ -26,20 +26,20 @@ const SERVER_DEFAULTS: (&str, &str) = ("10.42.0.0/16", "10.43.0.0/16");
 
 /// Everything that was read.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Objects {
-    pub(crate) service_cidrs: Read<Vec<ServiceCIDR>>,
+pub(super) struct Objects {
+    pub(super) service_cidrs: Read<Vec<ServiceCIDR>>,
     /// `kubeadm-config`.
-    pub(crate) kubeadm: Read<ConfigMap>,
-    pub(crate) nodes: Read<Vec<Node>>,
-    pub(crate) calico_pools: Read<Vec<Value>>,
+    pub(super) kubeadm: Read<ConfigMap>,
+    pub(super) nodes: Read<Vec<Node>>,
+    pub(super) calico_pools: Read<Vec<Value>>,
     /// `cilium-config`.
-    pub(crate) cilium: Read<ConfigMap>,
-    pub(crate) cilium_nodes: Read<Vec<Value>>,
-    pub(crate) cilium_pools: Read<Vec<Value>>,
+    pub(super) cilium: Read<ConfigMap>,
+    pub(super) cilium_nodes: Read<Vec<Value>>,
+    pub(super) cilium_pools: Read<Vec<Value>>,
     /// `kube-flannel-cfg`.
-    pub(crate) flannel: Read<ConfigMap>,
+    pub(super) flannel: Read<ConfigMap>,
     /// What the API server said to a Service with an impossible address; asked only when nothing else names the Services.
-    pub(crate) refusal: Read<String>,
+    pub(super) refusal: Read<String>,
 }
 
 /// A network of either family, as an object names it.

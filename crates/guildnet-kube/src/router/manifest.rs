@@ -29,7 +29,7 @@ use sha2::{Digest as _, Sha256};
 use super::{DAEMON_SET, NAMESPACE, RouterPlan};
 
 /// Says whose an object is: only objects with it are ever overwritten by force, or removed.
-pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "guildnet");
+pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "guildnet");
 
 /// The label that names the GuildNet cluster id.
 pub(super) const CLUSTER_LABEL: &str = "guildnet.dev/cluster";

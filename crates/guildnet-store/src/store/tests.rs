@@ -28,6 +28,7 @@ fn record(name: &str) -> ClusterRecord {
         client_auth_key: Some(Secret::new(CLIENT_KEY.into())),
         router_auth_key: Some(Secret::new(ROUTER_KEY.into())),
         routes: "10.96.0.0/16,10.244.0.0/16".parse().expect("networks"),
+        routes_given: true,
         state_path: "/home/p/.guildnet/tsnet/cluster-a".into(),
         namespace: format!("cluster-{name}"),
         namespace_id: Some(u64::MAX),

@@ -118,6 +118,12 @@ fn networks_with_host_bits_or_overlap() {
         |routes: &str| leaves_nothing(|s| s.up(&["--cluster", &format!("a={}", s.text("good")), "--routes", routes]));
     with("10.96.0.1/16").refused(2, &["--routes", "10.96.0.1/16", "10.96.0.0/16"]);
     with("10.96.0.0/12,10.96.0.0/16").refused(6, &["--routes", "overlap"]);
+    with("10.96.0.0/16,100.64.0.0/16")
+        .refused(6, &["--routes", "100.64.0.0/16 is the tailnet's own range", "Headscale gives"]);
+    with("10.96.0.0/16,127.0.0.0/8").refused(6, &["--routes", "127.0.0.0/8 is loopback"]);
+    with("0.0.0.0/0").refused(6, &["--routes", "the default route"]);
+    with("0.0.0.0/1,128.0.0.0/1").refused(6, &["--routes", "holds 127.0.0.0/8"]);
+    with("fd00:10:96::/112").refused(2, &["--routes", "not an IPv4 network"]);
     with("0.0.0.0/0").refused(6, &["default route"]);
     with("fd00::/64").refused(2, &["IPv4"]);
 }
