@@ -43,8 +43,8 @@ pub(crate) fn remarks(networks: &Networks, own: &[OwnNetwork]) -> Vec<String> {
         .map(|(net, own)| {
             format!(
                 "warning: {net} shares addresses with this machine's own network {} ({}); nothing of this machine changes: \
-                 what goes through GuildNet (dial, forward, kubectl) reaches the cluster there, every other program the \
-                 machine's own network as before",
+                 what is dialled through GuildNet reaches the cluster there, every other program this machine's own network \
+                 as before",
                 own.net, own.interface
             )
         })

@@ -115,6 +115,11 @@ pub enum RouterProgress {
         /// What the others wait for.
         detail: String,
     },
+    /// The API server does not answer for now: the way to it may lead through a router that is being replaced.
+    Away {
+        /// Why it can't be asked.
+        why: String,
+    },
     /// All routers are ready.
     Ready {
         /// How many.
@@ -128,6 +133,7 @@ impl fmt::Display for RouterProgress {
             Self::Applied { object, applied } => write!(f, "{object} {applied}"),
             Self::Restarted { pod } => write!(f, "Pod/{pod} made anew with the new key"),
             Self::Waiting { ready, desired, detail } => write!(f, "router {ready}/{desired} ready: {detail}"),
+            Self::Away { why } => write!(f, "API server out of reach while routers are replaced: {why}"),
             Self::Ready { desired } => write!(f, "router ready ({desired}/{desired})"),
         }
     }

@@ -22,6 +22,8 @@ fn networks_that_changed_are_named_by_verify_and_served_after_router_ensure() {
     let kubeconfig = fleet.lab.person_dir().join("a.kubeconfig").display().to_string();
     // Without --routes the cluster's own word counts from now on; what it names lies in what is served already.
     fleet.run(&["cluster", "add", "a", "--kubeconfig", &kubeconfig, "--replace"]).ok();
+    // What follows goes through the tailnet, and so through the router that is replaced.
+    fleet.lab.door("a", false).expect("the door shuts");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         fleet.passes_again();
         // A network plugin that names a wider network for Pods.
@@ -45,7 +47,6 @@ fn networks_that_changed_are_named_by_verify_and_served_after_router_ensure() {
         assert!(fleet.echo("b").ok().contains("cluster=b\n"));
     }));
     fleet.kubectl("a", &["-n", "kube-system", "delete", "configmap", "kube-flannel-cfg", "--ignore-not-found"]).ok();
-    fleet.lab.door("a", false).expect("the door shuts");
     fleet.set_up(&["--no-verify"]).ok();
     fleet.passes_again();
     outcome.unwrap_or_else(|why| std::panic::resume_unwind(why));

@@ -16,7 +16,7 @@ pub(super) fn found(objects: &Objects) -> ClusterNetworks {
     let mut out = ClusterNetworks { unread: objects.unread(), ..ClusterNetworks::default() };
     let services = services(objects, &mut out);
     let pods = pods(objects, &mut out);
-    out.services = joined(services.used);
+    out.services = joined(services);
     out.pods = joined(narrowed(pods, &out.services, &mut out.notes));
     if !out.services.is_empty() && !out.ipv6.is_empty() {
         out.notes.push(format!("IPv6 is left out ({}): GuildNet serves the cluster's IPv4 half", few(&out.ipv6)));
@@ -38,15 +38,14 @@ pub(super) fn found(objects: &Objects) -> ClusterNetworks {
     out
 }
 
-/// Networks that are used, and the smaller ones that nodes hold of them.
-#[derive(Default)]
+/// Networks that Pods have, and the smaller ones that nodes hold of them.
 struct Picked {
     used: Vec<FoundNetwork>,
     /// What nodes hold, where that tells which part of a pool is in use.
     nodes: Vec<FoundNetwork>,
 }
 
-fn services(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
+fn services(objects: &Objects, out: &mut ClusterNetworks) -> Vec<FoundNetwork> {
     let (api, kubeadm) = (objects.service_cidrs(), objects.kubeadm_services());
     let sources = [api.clone(), kubeadm.clone(), objects.server_services(), objects.refused_services()];
     let named = sources.into_iter().find(|source| !source.is_empty()).unwrap_or_default();
@@ -61,15 +60,14 @@ fn services(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
             nets(&used)
         ));
     }
-    Picked { used, nodes: vec![] }
+    used
 }
 
 fn pods(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
-    let own = own_pools(objects, out);
-    if !own.used.is_empty() || !own.nodes.is_empty() {
+    if let Some(own) = own_pools(objects, out) {
         let made_with = ipv4(objects.kubeadm_pods(), &mut Vec::new());
-        let taken = if own.used.is_empty() { &own.nodes } else { &own.used };
-        if made_with.iter().any(|k| !held(taken, &k.net)) {
+        let taken = &own.used;
+        if !taken.is_empty() && made_with.iter().any(|k| !held(taken, &k.net)) {
             out.notes.push(format!(
                 "kubeadm-config names {} for Pods, but they get addresses of {} ({}): these are taken",
                 nets(&made_with),
@@ -98,40 +96,40 @@ fn pods(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
                 nets(named),
                 nets(&joined(outside.clone()))
             ));
-        } else if !outside.is_empty() && objects.cilium_mode().is_none() {
+        } else if !outside.is_empty() {
             out.notes.push(
                 "nothing names a network for all Pods: the nodes' own are taken, and nodes that come later need \
                  'guildnet router ensure'"
                     .to_owned(),
             );
         }
-        inside.into_iter().filter_map(Result::ok).chain(outside).collect()
+        // One network for all the nodes that it holds.
+        joined(inside.into_iter().filter_map(Result::ok).chain(outside).collect())
     };
     Picked { used, nodes }
 }
 
-/// The pools of a plugin that hands out addresses by itself.
-fn own_pools(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
+/// The pools of a plugin that hands out addresses by itself; `None` if the nodes' `podCIDRs` are what counts.
+fn own_pools(objects: &Objects, out: &mut ClusterNetworks) -> Option<Picked> {
     match objects.cilium_mode() {
         Some(CiliumMode::Pools) => {
             let nodes = ipv4(objects.cilium_node_pods(), &mut out.ipv6);
-            let used = ipv4(objects.cilium_pool_list(), &mut out.ipv6);
-            return if used.is_empty() { Picked { used: nodes.clone(), nodes } } else { Picked { used, nodes } };
+            let pools = ipv4(objects.cilium_pool_list(), &mut out.ipv6);
+            let used = if pools.is_empty() { nodes.clone() } else { pools };
+            return (!used.is_empty()).then_some(Picked { used, nodes });
         }
         Some(CiliumMode::Foreign(ipam)) => {
             let nodes = ipv4(objects.cilium_node_pods(), &mut out.ipv6);
             if nodes.is_empty() {
-                out.notes.push(format!(
-                    "Cilium gives Pods addresses of another network (ipam {ipam}): give it with --routes SERVICE_CIDR,POD_CIDR"
-                ));
+                out.notes.push(format!("Cilium gives Pods addresses of another network (ipam {ipam})"));
             }
-            return Picked { used: nodes.clone(), nodes };
+            return Some(Picked { used: nodes.clone(), nodes });
         }
         Some(CiliumMode::Kubernetes) | None => {}
     }
     let calico = ipv4(objects.calico_pods(), &mut out.ipv6);
     if calico.is_empty() || !objects.has_flannel() {
-        return Picked { used: calico, nodes: vec![] };
+        return (!calico.is_empty()).then_some(Picked { used: calico, nodes: vec![] });
     }
     // Canal: flannel's network, Calico's policies. Its pools are made by default and not used.
     let others = ipv4([objects.flannel_pods(), objects.node_pods()].concat(), &mut Vec::new());
@@ -142,7 +140,7 @@ fn own_pools(objects: &Objects, out: &mut ClusterNetworks) -> Picked {
             calico[0].source
         ));
     }
-    Picked::default()
+    None
 }
 
 /// Takes the place of a pool that shares addresses with a Service network: what nodes hold of it, if that is known.

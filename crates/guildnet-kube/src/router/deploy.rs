@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
+use guildnet_model::{Class, Explain as _};
 use k8s_openapi::{
     Metadata, NamespaceResourceScope,
     api::{
@@ -46,6 +47,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long to wait before looking again when there is no watch, for lack of rights for instance.
 const WATCHLESS_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the API server may be out of reach meanwhile: the way to it may lead through the very router that is replaced,
+/// which takes 10 s to end, some to start and to join, and its image has to be there.
+const AWAY_LIMIT: Duration = Duration::from_secs(90);
 
 /// How much of a pod's log is looked at: all that `tailscaled` says in its first half minute, some 200 lines.
 const LOG_LINES: i64 = 300;
@@ -226,8 +231,26 @@ async fn rollout(
     let begun = Instant::now();
     let mut patience = Patience::default();
     let mut told = None;
+    let mut away_since = None;
     loop {
-        let observed = observe(api).await?.ok_or(RouterError::Removed)?;
+        let observed = match observe(api).await {
+            Err(RouterError::Kube(why)) if why.class() == Class::Unreachable => {
+                let since: Instant = *away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > AWAY_LIMIT {
+                    return Err(why.into());
+                }
+                let line = RouterProgress::Away { why: why.cause.to_string() };
+                if told.as_ref() != Some(&line) {
+                    progress(line.clone());
+                    told = Some(line);
+                }
+                // There is nothing to watch while nothing answers.
+                sleep(WATCHLESS_PAUSE).await;
+                continue;
+            }
+            other => other?.ok_or(RouterError::Removed)?,
+        };
+        away_since = None;
         let status = observed.status();
         if status.is_ready() {
             progress(RouterProgress::Ready { desired: status.desired });

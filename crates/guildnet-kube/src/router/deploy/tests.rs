@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Mutex};
 
-use guildnet_model::{Class, Explain as _, Secret as Sealed};
+use guildnet_model::{BoxFuture, Class, DialError, Dialer, Explain as _, Io, Secret as Sealed, Target};
 use serde_json::{Value, json};
 
 use super::*;
@@ -212,4 +212,42 @@ async fn removing_takes_all_that_was_applied() {
     for applied in changes.iter().filter_map(|c| c.strip_prefix("PATCH ")) {
         assert!(changes.contains(&format!("DELETE {applied}")), "{applied} stays");
     }
+}
+
+/// A way to the API server that is not there for the first dials, as when it leads through a router that is replaced.
+#[derive(Debug)]
+struct Interrupted {
+    left: std::sync::atomic::AtomicUsize,
+}
+
+impl Dialer for Interrupted {
+    fn dial(&self, to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let away = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        Box::pin(async move {
+            if away { Err(DialError::RouterOffline { target: to }) } else { crate::DirectDialer.dial(to).await }
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_way_that_is_gone_while_routers_are_replaced_is_waited_for() {
+    let pki = crate::fake::Pki::new();
+    let cluster = Cluster::default();
+    cluster.objects.lock().expect("no panic").insert(
+        SET.to_owned(),
+        json!({"metadata": {"name": "guildnet-router", "generation": 1}, "status": {"observedGeneration": 1,
+            "desiredNumberScheduled": 1, "currentNumberScheduled": 1, "updatedNumberScheduled": 1, "numberReady": 1,
+            "numberMisscheduled": 0}}),
+    );
+    let server = FakeApi::serve(pki.server(&["10.96.0.1"]), move |request| cluster.answer(request)).await;
+    let access = crate::fake::access(pki.ca_pem(), "https://10.96.0.1", None);
+    // Three questions are asked at once, each with its own dial.
+    let way = Interrupted { left: 3.into() };
+    let spec = crate::ApiServerSpec { access, address: Some(server.address.into()) };
+    let api = ApiServer::new(&spec, std::sync::Arc::new(way));
+    let mut told = Vec::new();
+    let status = rollout(&api, &mut |step| told.push(step.to_string())).await.expect("ready in the end");
+    assert!(status.is_ready());
+    assert!(told[0].starts_with("API server out of reach while routers are replaced"), "{told:?}");
 }
