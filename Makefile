@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs lab-up lab-down bench
+.PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down bench
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -38,6 +38,9 @@ verify-e2e: build ## check every link of every cluster; CLUSTER=id for one
 
 regen-certs: build ## renew the certificate of https://127.0.0.1:8090 (ARGS=--new-ca: its authority too)
 	@bin/guildnet certs regen $(ARGS)
+
+env-sync-lan: build ## where .env names 127.0.0.1 as Headscale server, write the address that pods can reach
+	@scripts/env-sync-lan.sh $(ARGS)
 
 lab-up: build ## the lab alone: Headscale and two clusters with equal networks (root)
 	@scripts/lab.sh up $(ARGS)

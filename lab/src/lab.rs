@@ -162,6 +162,12 @@ impl Lab {
         headscale::client(&self.plan, &self.peers)
     }
 
+    /// The `headscale` program that the lab runs, for those who run another server with it.
+    #[must_use]
+    pub fn headscale_program(&self) -> PathBuf {
+        self.peers.program("headscale", "headscale")
+    }
+
     /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway (network).
     /// `KUBECONFIG` is the administrator's; the peers' programs are on the path.
     ///

@@ -13,6 +13,8 @@ mod fleet;
 mod host_app;
 #[path = "it/main_job.rs"]
 mod main_job;
+#[path = "it/managed.rs"]
+mod managed;
 #[path = "it/networks.rs"]
 mod networks;
 #[path = "it/smoke.rs"]

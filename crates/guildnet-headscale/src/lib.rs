@@ -6,6 +6,7 @@
 //!   Compiling and planning are pure.
 //! - [`ensure_namespace`] makes a cluster's user and keys; [`NamespaceFile`] is the file that carries them.
 //! - [`routers_of`], [`clients_of`], [`routes_of`] judge nodes by tag, never by user: a tagged node has no user of its own.
+//! - [`managed`] is what a Headscale of our own is told, as text.
 //!
 //! Absent: the node protocol (joining a tailnet is the connector's), running a Headscale, `docker exec`.
 
@@ -17,6 +18,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod keys;
+pub mod managed;
 mod namespace;
 mod nodes;
 mod policy;

@@ -6,35 +6,26 @@
 //! - `host-ca.crt`: its certificate alone, for clients,
 //! - `host.pem`: the door's key, its certificate, and the authority's certificate.
 //!
-//! Each file is written whole and says all that is needed to check it against the others, so an interrupted run is
-//! mended by the next one. No network, and no trust store is touched here.
+//! How they are made and kept is in `pki.rs`. No network, and no trust store is touched here.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use guildnet_model::Class;
 use guildnet_store::private;
-use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
-use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, SanType,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use jiff::civil::Date;
+use rcgen::{CidrSubnet, GeneralSubtree, NameConstraints};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::Serialize;
 
-use crate::{HostError, error::Explained as _};
-
-/// How long the authority is good for, in days: ten years, so that trusting it is done once.
-const AUTHORITY_DAYS: i64 = 3_653;
-/// How long the door's certificate is good for, in days: a year and a month. Browsers refuse more than 398.
-const LEAF_DAYS: i64 = 397;
-/// A certificate with fewer days left is renewed at the next start.
-const RENEW_DAYS: i64 = 30;
-/// Certificates begin this many days ago, for clocks that are behind.
-const BACKDATED_DAYS: i64 = 1;
+use crate::{
+    HostError,
+    error::Explained as _,
+    pki::{self, Identity, Pki, Spec, today},
+};
 
 /// What [`regen_certs`] made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,7 +44,7 @@ pub struct Certificates {
 /// # Errors
 /// The files can't be written, or the authority that is to be kept is damaged.
 pub fn regen_certs(home: &Path, new_ca: bool) -> Result<Certificates, HostError> {
-    let place = Place::of(home)?;
+    let place = place(home)?;
     let today = today();
     let kept = if new_ca { None } else { place.authority(today)? };
     let new_authority = kept.is_none();
@@ -61,15 +52,8 @@ pub fn regen_certs(home: &Path, new_ca: bool) -> Result<Certificates, HostError>
         Some(authority) => authority,
         None => place.make_authority(today)?,
     };
-    let leaf = place.make_leaf(&authority, today)?;
-    Ok(Certificates { authority: place.authority_cert, new_authority, ends: leaf.ends.to_string() })
-}
-
-/// The door's key and certificates.
-pub(crate) struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    ends: Date,
+    let leaf = place.make_server(&authority, today)?;
+    Ok(Certificates { authority: place.trust_file().to_owned(), new_authority, ends: leaf.ends.to_string() })
 }
 
 /// Reads the door's identity, and makes or renews what is missing, damaged or near its end.
@@ -78,15 +62,7 @@ pub(crate) fn ensure(home: &Path) -> Result<Identity, HostError> {
 }
 
 fn ensure_on(home: &Path, today: Date) -> Result<Identity, HostError> {
-    let place = Place::of(home)?;
-    let authority = match place.authority(today)? {
-        Some(authority) => authority,
-        None => place.make_authority(today)?,
-    };
-    match place.leaf(&authority, today)? {
-        Some(leaf) => Ok(leaf),
-        None => place.make_leaf(&authority, today),
-    }
+    place(home)?.ensure(today).map(|(identity, _)| identity)
 }
 
 /// The file that changes when the door has a new identity.
@@ -98,7 +74,7 @@ pub(crate) fn identity_file(home: &Path) -> PathBuf {
 pub(crate) fn authority(home: &Path) -> Result<Option<CertificateDer<'static>>, HostError> {
     let file = home.join(FOLDER).join(AUTHORITY_CERT);
     let Some(pem) = private::read(&file).explained()? else { return Ok(None) };
-    CertificateDer::from_pem_slice(&pem).map(Some).map_err(|_| damaged(&file))
+    CertificateDer::from_pem_slice(&pem).map(Some).map_err(|_| pki::damaged(&file, MEND))
 }
 
 /// TLS for the door: HTTP/2 or HTTP/1.1, aws-lc-rs, no client certificates.
@@ -120,191 +96,37 @@ const FOLDER: &str = "certs";
 const AUTHORITY: &str = "host-ca.pem";
 const AUTHORITY_CERT: &str = "host-ca.crt";
 const LEAF: &str = "host.pem";
+const MEND: &str = "make new certificates: guildnet certs regen --new-ca";
 
 /// The files of one home folder.
-struct Place {
-    authority: PathBuf,
-    authority_cert: PathBuf,
-    leaf: PathBuf,
-}
-
-/// The authority, able to sign.
-struct Authority {
-    cert: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Place {
-    fn of(home: &Path) -> Result<Self, HostError> {
-        let folder = home.join(FOLDER);
-        private::make_dir(home).explained()?;
-        private::make_dir(&folder).explained()?;
-        Ok(Self {
-            authority: folder.join(AUTHORITY),
-            authority_cert: folder.join(AUTHORITY_CERT),
-            leaf: folder.join(LEAF),
-        })
-    }
-
-    /// The authority that is there, if it is good for long enough. A damaged one is not replaced unasked: others may
-    /// trust it.
-    fn authority(&self, today: Date) -> Result<Option<Authority>, HostError> {
-        let Some(pem) = private::read(&self.authority).explained()? else { return Ok(None) };
-        let damaged = || damaged(&self.authority).with_hint("make a new authority: guildnet certs regen --new-ca");
-        let text = std::str::from_utf8(&pem).map_err(|_| damaged())?;
-        let cert = CertificateDer::from_pem_slice(&pem).map_err(|_| damaged())?;
-        let key = KeyPair::from_pem(text).map_err(|_| damaged())?;
-        let (ends, public) = facts(&cert).ok_or_else(damaged)?;
-        if public != key.public_key_raw() {
-            return Err(damaged());
-        }
-        if days_between(today, ends) < RENEW_DAYS {
-            return Ok(None);
-        }
-        let issuer = Issuer::from_ca_cert_der(&cert, key).map_err(|_| damaged())?;
-        let authority = Authority { cert, issuer };
-        self.publish(&authority)?;
-        Ok(Some(authority))
-    }
-
-    /// The certificate for clients follows the authority, also after a run that ended between the two files.
-    fn publish(&self, authority: &Authority) -> Result<(), HostError> {
-        let pem = pem("CERTIFICATE", &authority.cert);
-        if private::read(&self.authority_cert).explained()?.as_deref() != Some(pem.as_bytes()) {
-            private::write(&self.authority_cert, pem.as_bytes()).explained()?;
-        }
-        Ok(())
-    }
-
-    fn make_authority(&self, today: Date) -> Result<Authority, HostError> {
-        let key = new_key()?;
-        let mut params = CertificateParams::default();
-        // Two authorities of one person must not bear the same name: verifiers look issuers up by name.
-        let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name = name(&format!("GuildNet host-ca {mark}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: vec![
-                GeneralSubtree::DnsName("localhost".into()),
-                GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([127, 0, 0, 0], 8)),
-                GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix(Ipv6Addr::LOCALHOST.octets(), 128)),
-            ],
-            excluded_subtrees: vec![],
-        });
-        valid(&mut params, today, AUTHORITY_DAYS);
-        let cert = params.self_signed(&key).map_err(not_signed)?.der().clone();
-        let content = zeroizing(pem("PRIVATE KEY", key.serialized_der()) + &pem("CERTIFICATE", &cert));
-        private::write(&self.authority, content.expose().as_bytes()).explained()?;
-        let issuer = Issuer::from_ca_cert_der(&cert, key).map_err(not_signed)?;
-        let authority = Authority { cert, issuer };
-        self.publish(&authority)?;
-        Ok(authority)
-    }
-
-    /// The door's identity that is there, if it is whole, of this authority, and good for long enough.
-    fn leaf(&self, authority: &Authority, today: Date) -> Result<Option<Identity>, HostError> {
-        let Some(pem) = private::read(&self.leaf).explained()? else { return Ok(None) };
-        // Nobody trusts this certificate itself: a damaged one is simply made anew.
-        let Ok(chain) = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() else { return Ok(None) };
-        let Ok(key) = PrivateKeyDer::from_pem_slice(&pem) else { return Ok(None) };
-        let Some((ends, public)) = chain.first().and_then(facts) else { return Ok(None) };
-        let fits = KeyPair::try_from(&key).is_ok_and(|pair| pair.public_key_raw() == public);
-        let ours = chain.len() == 2 && chain[1] == authority.cert;
-        let lasts = days_between(today, ends) >= RENEW_DAYS;
-        Ok((fits && ours && lasts).then_some(Identity { chain, key, ends }))
-    }
-
-    fn make_leaf(&self, authority: &Authority, today: Date) -> Result<Identity, HostError> {
-        let key = new_key()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = name("GuildNet Host App");
-        params.subject_alt_names = vec![
-            SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)),
-            SanType::DnsName("localhost".try_into().expect("ASCII is an IA5 string")),
-        ];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let ends = valid(&mut params, today, LEAF_DAYS);
-        let cert = params.signed_by(&key, &authority.issuer).map_err(not_signed)?.der().clone();
-        let chain = vec![cert, authority.cert.clone()];
-        let certs: String = chain.iter().map(|cert| pem("CERTIFICATE", cert)).collect();
-        let content = zeroizing(pem("PRIVATE KEY", key.serialized_der()) + &certs);
-        private::write(&self.leaf, content.expose().as_bytes()).explained()?;
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(not_signed)?;
-        Ok(Identity { chain, key, ends })
-    }
-}
-
-fn zeroizing(text: String) -> guildnet_model::Secret<String> {
-    guildnet_model::Secret::new(text)
-}
-
-fn new_key() -> Result<KeyPair, HostError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(not_signed)
-}
-
-fn name(common: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "GuildNet");
-    name.push(DnType::CommonName, common);
-    name
-}
-
-/// Sets the time from which and until which; returns the last day.
-fn valid(params: &mut CertificateParams, today: Date, days: i64) -> Date {
-    let at = |date: Date| {
-        let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
-        rcgen::date_time_ymd(date.year().into(), month, day)
+fn place(home: &Path) -> Result<Pki, HostError> {
+    private::make_dir(home).explained()?;
+    let loopback = [
+        GeneralSubtree::DnsName("localhost".into()),
+        GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([127, 0, 0, 0], 8)),
+        GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix(Ipv6Addr::LOCALHOST.octets(), 128)),
+    ];
+    let spec = Spec {
+        authority: "GuildNet host-ca",
+        constraints: Some(NameConstraints { permitted_subtrees: loopback.into(), excluded_subtrees: vec![] }),
+        server: "GuildNet Host App",
+        addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        names: &["localhost"],
+        authority_file: AUTHORITY,
+        trust_file: AUTHORITY_CERT,
+        server_file: LEAF,
+        mend: MEND,
     };
-    let ends = today.saturating_add(days.days());
-    params.not_before = at(today.saturating_sub(BACKDATED_DAYS.days()));
-    params.not_after = at(ends);
-    ends
-}
-
-/// The last day of a certificate, and its public key as it stands there.
-fn facts(cert: &CertificateDer<'_>) -> Option<(Date, Vec<u8>)> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
-    let ends = Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()?;
-    Some((ends.to_zoned(TimeZone::UTC).date(), parsed.public_key().subject_public_key.data.to_vec()))
-}
-
-fn days_between(from: Date, to: Date) -> i64 {
-    (to - from).get_days().into()
-}
-
-fn today() -> Date {
-    Timestamp::now().to_zoned(TimeZone::UTC).date()
-}
-
-/// PEM (RFC 7468): base64 in lines of 64 letters.
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let encoded = zeroizing(BASE64_STANDARD.encode(der));
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in encoded.expose().as_bytes().chunks(64) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
-}
-
-fn damaged(file: &Path) -> HostError {
-    HostError::new(Class::Failed, format!("{} is damaged", file.display()))
-        .with_hint("make new certificates: guildnet certs regen --new-ca")
-}
-
-fn not_signed(why: impl std::fmt::Display) -> HostError {
-    HostError::new(Class::Failed, format!("no certificate could be made: {why}"))
+    Pki::of(&home.join(FOLDER), spec)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
 
+    use guildnet_model::Explain as _;
+    use jiff::ToSpan as _;
+    use rcgen::{CertificateParams, SanType};
     use rustls::{
         RootCertStore,
         client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
@@ -312,6 +134,7 @@ mod tests {
     use rustls_pki_types::{ServerName, UnixTime};
 
     use super::*;
+    use crate::pki::{AUTHORITY_DAYS, LEAF_DAYS, RENEW_DAYS, new_key, valid};
 
     fn home() -> tempfile::TempDir {
         tempfile::tempdir().expect("tempdir")
@@ -341,7 +164,7 @@ mod tests {
     #[test]
     fn the_authority_can_vouch_for_loopback_only() {
         let home = home();
-        let place = Place::of(home.path()).expect("place");
+        let place = place(home.path()).expect("place");
         let authority = place.make_authority(today()).expect("made");
         let vouch = |subject: SanType, name: &str| {
             let key = new_key().expect("key");
@@ -393,7 +216,7 @@ mod tests {
         let folder = home.path().join(FOLDER);
         // A new authority was written, and nothing after it.
         let old_cert = fs::read(folder.join(AUTHORITY_CERT)).expect("read");
-        Place::of(home.path()).expect("place").make_authority(today()).expect("made");
+        place(home.path()).expect("place").make_authority(today()).expect("made");
         private::write(&folder.join(AUTHORITY_CERT), &old_cert).expect("written");
         let second = ensure(home.path()).expect("mended");
         assert_ne!(second.chain[1], first.chain[1]);
@@ -404,6 +227,7 @@ mod tests {
         private::write(&folder.join(AUTHORITY), b"x").expect("written");
         let refused = ensure(home.path()).err().expect("refused");
         assert_eq!(refused.to_string(), format!("{} is damaged", folder.join(AUTHORITY).display()));
+        assert_eq!(refused.hint().as_deref(), Some(MEND));
         regen_certs(home.path(), true).expect("as the hint says");
         ensure(home.path()).expect("good again");
     }

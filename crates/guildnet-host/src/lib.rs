@@ -3,6 +3,7 @@
 //! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
+//! `managed.rs` runs a Headscale of this machine's own, for those who have none.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
@@ -19,9 +20,11 @@ mod error;
 mod fake;
 mod fleet;
 mod host;
+mod managed;
 mod namespace;
 mod networks;
 mod overlap;
+mod pki;
 mod preflight;
 mod progress;
 mod reach;
@@ -37,6 +40,10 @@ pub use certs::regen_certs;
 pub use contexts::contexts;
 pub use error::HostError;
 pub use host::{Deps, Drain, Host, HostConfig, serve};
+pub use managed::{
+    AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan,
+    headscale_backup, headscale_down, headscale_serve, headscale_status, headscale_up, unit,
+};
 pub use namespace::{NamespaceReport, namespace_and_keys};
 pub use progress::{Progress, Silent};
 pub use router::{RouterReport, RouterRequest, Via, router_ensure, router_manifest, router_status};

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use guildnet_model::{ClusterId, Networks, Secret};
 use url::Url;
 
+use crate::ManagedSettings;
+
 /// Where the Host App listens unless told otherwise: loopback only.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8090);
 
@@ -46,6 +48,8 @@ pub struct Settings {
     pub image: Option<String>,
     /// Whether kubeconfigs may name other files to be read.
     pub allow_files: bool,
+    /// What is asked of a Headscale of this machine's own.
+    pub managed: ManagedSettings,
 }
 
 impl Settings {
@@ -63,6 +67,7 @@ impl Settings {
             hostname: None,
             image: None,
             allow_files: false,
+            managed: ManagedSettings::default(),
         }
     }
 

@@ -34,6 +34,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
+    managed,
     reach::Ways,
     router,
     server::{Keys, Server, Wanted},
@@ -112,17 +113,22 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     if host.is_none() && request.start_host {
         port_is_free(settings)?;
     }
-    let known = Known::read(settings).await?;
+    let mut known = Known::read(settings).await?;
     if wanted.is_empty() && known.records.is_empty() {
         return Err(HostError::new(Class::Usage, "no cluster was named, and none is known from before")
             .with_hint("guildnet up --cluster ID=KUBECONFIG"));
+    }
+    // A namespace file names the server that its keys are for.
+    let files = at_hand::files(wanted.iter().map(|w| &w.id))?;
+    if files.is_empty() && managed::is_wanted(settings, &known, !wanted.is_empty())? {
+        managed::bring_up(settings, true, progress).await?;
+        known = Known::read(settings).await?;
     }
     let deps = Deps::real()?;
     let mut outcomes: Vec<ClusterUp> = Vec::new();
     if wanted.is_empty() {
         outcomes.extend(known.records.iter().map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
     } else {
-        let files = at_hand::files(wanted.iter().map(|w| &w.id))?;
         let headscale = known.headscale(settings);
         let headscale = headscale.map_or_else(|| at_hand::server(&files), |h| Ok(Some(h)))?.ok_or_else(no_server)?;
         let server = Server::of(&headscale)?;
@@ -456,8 +462,9 @@ async fn serve(settings: &Settings, clusters: &mut [ClusterUp], progress: &dyn P
     Ok(host.url())
 }
 
-/// Stops the Host App and waits until it has ended. With `purge` everything that it kept is removed too: clusters, keys,
-/// certificates, the connectors' identities. `false` if it did not run.
+/// Stops the Host App, and the managed Headscale if `up` has started it, and waits until they have ended. With `purge`
+/// everything that the Host App kept is removed too: clusters, keys, certificates, the connectors' identities; and the
+/// Headscale's state where nobody else uses it. `false` if nothing ran.
 ///
 /// # Errors
 /// It does not end, or the folder can't be removed.
@@ -466,11 +473,13 @@ pub async fn down(settings: &Settings, purge: bool, progress: &dyn Progress) -> 
     if ran {
         progress.step(None, "Host App stopped");
     }
+    // After the Host App, whose connectors it serves; before the store, which holds its API key.
+    let headscale_ran = managed::down_with_host(settings, purge, progress).await?;
     if purge {
         purge_home(settings)?;
         progress.step(None, &format!("state removed from {}", settings.home.display()));
     }
-    Ok(ran)
+    Ok(ran || headscale_ran)
 }
 
 /// What the Host App keeps in its home folder. Named one by one: the folder may be a person's own, with other things in it.

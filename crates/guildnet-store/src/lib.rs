@@ -4,8 +4,9 @@
 //! files for the Host App too); kubeconfigs and keys are sealed with a key that lies beside the database (`seal.rs`,
 //! `key.rs`), so a copy of the database alone gives nothing away.
 //!
-//! No network, no policy, no knowledge of what the records mean. SQL stays in `store.rs` and `schema.rs`.
+//! No network, no policy, no knowledge of what the records mean. SQL stays in `store.rs`, `schema.rs` and `copy.rs`.
 
+mod copy;
 mod error;
 mod key;
 pub mod private;
@@ -14,6 +15,7 @@ mod schema;
 mod seal;
 mod store;
 
+pub use copy::copy_database;
 pub use error::StoreError;
 pub use record::{ClusterRecord, HeadscaleRecord};
 pub use store::{Added, Store};

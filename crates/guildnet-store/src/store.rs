@@ -30,7 +30,7 @@ use crate::{
 /// The database's name in the store's folder.
 const FILE: &str = "guildnet.db";
 /// How long a writer waits for another process's transaction: those take milliseconds, so this only ends a real jam.
-const BUSY: Duration = Duration::from_secs(5);
+pub(crate) const BUSY: Duration = Duration::from_secs(5);
 /// How long an opening waits for another process that is just making or upgrading the database.
 const OPENING: Duration = Duration::from_secs(10);
 /// How often it looks again: the system offers no way to wait for such a lock with a limit.

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod headscale;
+mod managed;
 mod router;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 pub(crate) use self::{
     cluster::{Cluster, ClusterAdd},
     headscale::{Headscale, Namespace},
+    managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
     router::{ReachArgs, Router, RouterArgs, Via},
 };
 
@@ -43,7 +45,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Connect clusters: namespaces, keys, policy, routers, Host App, verify
     Up(Up),
-    /// Stop the Host App
+    /// Stop the Host App, and the Headscale that `up` started
     Down(Down),
     /// Run the Host App in the foreground
     Serve(Serve),
@@ -128,6 +130,9 @@ pub(crate) struct Up {
     pub(crate) clusters: Vec<String>,
     #[command(flatten)]
     pub(crate) headscale: HeadscaleArgs,
+    /// Without a Headscale server: the program to run one with here [env: GUILDNET_HEADSCALE_BINARY] [default: from PATH]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Headscale")]
+    pub(crate) headscale_binary: Option<PathBuf>,
     /// The Pod and Service networks of each of these clusters, IPv4 [env: TS_ROUTES] [default: discovered]
     #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
     pub(crate) routes: Option<String>,
@@ -147,7 +152,8 @@ pub(crate) struct Up {
 
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// Remove all local state too: clusters, keys, certificates, the connectors' identities
+    /// Remove all local state too: clusters, keys, certificates, the connectors' identities, and your own Headscale's
+    /// state unless others use it
     #[arg(long)]
     pub(crate) purge: bool,
 }

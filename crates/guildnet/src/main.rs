@@ -64,11 +64,12 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
         Some(_) => person.home,
         None => settings::home(None, &env).unwrap_or(person.home),
     };
-    if matches!(cli.command, Command::Serve(_)) {
+    let serves = matches!(cli.command, Command::Serve(_) | Command::Headscale(cli::Headscale::Serve(_)));
+    if serves {
         // In the background it was started by way of /proc/self/exe, which `ps` would show. Only a name: no matter if refused.
         let _unnamed = rustix::thread::set_name(c"guildnet");
     }
-    log::start(cli.verbose, matches!(cli.command, Command::Serve(_)));
+    log::start(cli.verbose, serves);
     let talk = Talk::new();
     if let Some(warning) = env_file.and_then(|file| env.warning(file)) {
         talk.say(&warning);

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod headscale;
+mod managed;
 mod router;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -63,6 +64,7 @@ async fn up(args: cli::Up, context: &Context) -> Result<(), Failure> {
         listen: args.listen,
         routes: args.routes,
         image: args.image,
+        managed: cli::ManagedArgs { headscale_binary: args.headscale_binary, ..cli::ManagedArgs::default() },
         ..Flags::default()
     })?;
     let mut texts = args.clusters;

@@ -4,16 +4,16 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
-use guildnet_host::{KeysAtHand, KubeconfigRef, Settings};
+use guildnet_host::{AddressChoice, KeysAtHand, KubeconfigRef, ManagedSettings, Settings};
 use guildnet_model::{Class, ClusterId, Networks, Secret};
 use url::Url;
 
 use crate::{
-    cli::{HeadscaleArgs, KubeconfigArgs},
+    cli::{HeadscaleArgs, KubeconfigArgs, ManagedArgs},
     environment::Environment,
     failure::Failure,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Flags {
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) hostname: Option<String>,
     pub(crate) image: Option<String>,
+    pub(crate) managed: ManagedArgs,
 }
 
 impl Flags {
@@ -72,8 +73,54 @@ impl Flags {
             .map(|(name, text)| host_label(text).map_err(|f| f.about(name)))
             .transpose()?;
         settings.image = self.image.or_else(|| env.get("GUILDNET_ROUTER_IMAGE"));
+        settings.managed = managed(self.managed, env)?;
         Ok(settings)
     }
+}
+
+/// What is asked of a Headscale of this machine's own.
+fn managed(args: ManagedArgs, env: &Environment) -> Result<ManagedSettings, Failure> {
+    let binary = args.headscale_binary.map(|file| env.path(file));
+    let given = |flag: &'static str, value: Option<String>, variable: &'static str| {
+        named(flag, value).or_else(|| env.first(&[variable]))
+    };
+    let stun_port = |text: &str| {
+        let wrong = || Failure::new(Class::Usage, format!("{text:?} is no port"), "write a number from 1 to 65535");
+        text.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)
+    };
+    Ok(ManagedSettings {
+        binary: binary.or_else(|| env.get("GUILDNET_HEADSCALE_BINARY").map(|file| env.path(file))),
+        address: given("--address", args.address, "GUILDNET_HEADSCALE_ADDRESS")
+            .map(|(name, text)| address(&text).map_err(|f| f.about(name)))
+            .transpose()?,
+        listen: given("--listen", args.listen, "GUILDNET_HEADSCALE_LISTEN")
+            .map(|(name, text)| headscale_listen(&text).map_err(|f| f.about(name)))
+            .transpose()?,
+        stun_port: given("--stun-port", args.stun_port, "GUILDNET_HEADSCALE_STUN_PORT")
+            .map(|(name, text)| stun_port(&text).map_err(|f| f.about(name)))
+            .transpose()?,
+    })
+}
+
+/// An address by which nodes reach this machine, or `auto`.
+pub(crate) fn address(text: &str) -> Result<AddressChoice, Failure> {
+    if text == "auto" {
+        return Ok(AddressChoice::Auto);
+    }
+    text.parse().map(AddressChoice::This).map_err(|_| {
+        Failure::new(Class::Usage, format!("{text:?} is no IPv4 address"), "write one like 192.168.1.20, or auto")
+    })
+}
+
+fn headscale_listen(text: &str) -> Result<SocketAddrV4, Failure> {
+    let listen = text.parse::<SocketAddrV4>().ok().filter(|listen| listen.port() != 0);
+    listen.ok_or_else(|| {
+        Failure::new(
+            Class::Usage,
+            format!("{text:?} is no IPv4 address with a port"),
+            "write one like 192.168.1.20:8443, or 0.0.0.0:8443 for all of this machine's addresses",
+        )
+    })
 }
 
 fn named(name: &'static str, value: Option<String>) -> Option<(&'static str, String)> {
@@ -255,6 +302,11 @@ mod tests {
         assert!(said("TS_LOGIN_SERVER=https://u:p@x").starts_with("error: TS_LOGIN_SERVER: the address holds more"));
         assert!(said("GUILDNET_LISTEN=0.0.0.0:8090").contains("is not a loopback address"));
         assert!(said("TS_HOSTNAME=a_b").contains("is no host name"));
+        assert!(
+            said("GUILDNET_HEADSCALE_LISTEN=8443").starts_with("error: GUILDNET_HEADSCALE_LISTEN: \"8443\" is no IPv4")
+        );
+        assert!(said("GUILDNET_HEADSCALE_ADDRESS=fd00::1").contains("is no IPv4 address"));
+        assert!(said("GUILDNET_HEADSCALE_STUN_PORT=0").contains("is no port"));
         assert!(said("HEADSCALE_API_KEY_FILE=/nowhere/key").contains("/nowhere/key: No such file"));
     }
 

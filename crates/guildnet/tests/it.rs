@@ -5,5 +5,7 @@
 mod bad_input;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/managed.rs"]
+mod managed;
 #[path = "it/sandbox.rs"]
 mod sandbox;

@@ -35,7 +35,7 @@ fn one_host_app_for_each_home_folder() {
 fn what_a_killed_host_app_left_means_nothing() {
     let home = home();
     private::make_dir(home.path()).expect("private");
-    for (name, content) in [(LOCK, ""), (PID, "1 1\n"), (ADDRESS, "127.0.0.1:8090\n")] {
+    for (name, content) in [("host.lock", ""), ("host.pid", "1 1\n"), ("host.addr", "127.0.0.1:8090\n")] {
         private::write(&home.path().join(name), content.as_bytes()).expect("written");
     }
     assert_eq!(running(home.path()).expect("asked"), None);
@@ -47,7 +47,7 @@ fn what_a_killed_host_app_left_means_nothing() {
 fn a_number_that_was_given_to_another_process_is_not_trusted() {
     let home = home();
     let _held = Instance::take(home.path()).expect("taken");
-    private::write(&home.path().join(PID), format!("{} 1\n", std::process::id()).as_bytes()).expect("written");
+    private::write(&home.path().join("host.pid"), format!("{} 1\n", std::process::id()).as_bytes()).expect("written");
     assert!(running(home.path()).is_err());
 }
 
@@ -63,7 +63,7 @@ fn stand_in(home: &Path, script: &str) -> (std::process::Child, Instance) {
     // Its signal handler is in place once it has spoken.
     child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("started");
     let line = format!("{} {}\n", child.id(), started(child.id()).expect("runs"));
-    private::write(&home.join(PID), line.as_bytes()).expect("written");
+    private::write(&home.join("host.pid"), line.as_bytes()).expect("written");
     (child, held)
 }
 
@@ -88,27 +88,27 @@ async fn a_host_app_that_does_not_listen_is_killed() {
 fn the_log_is_private_and_put_aside_when_it_is_large() {
     let home = home();
     private::make_dir(home.path()).expect("private");
-    let (mut log, seen) = open_log(home.path()).expect("opened");
+    let (mut log, seen) = HOST.of(home.path()).open_log().expect("opened");
     for n in 0..100 {
         writeln!(log, "line {n}").expect("written");
     }
-    private::check(&home.path().join(LOG)).expect("private");
-    let shown = tail(home.path(), seen);
+    private::check(&home.path().join("host.log")).expect("private");
+    let shown = HOST.of(home.path()).tail(seen);
     assert_eq!(shown.lines().count(), LOG_TAIL.0 + 1, "each on a line of its own, after the message");
     assert!(shown.ends_with("\n  line 99"), "{shown}");
-    assert_eq!(tail(home.path(), log.metadata().expect("meta").len()), "", "nothing of an earlier start");
+    assert_eq!(HOST.of(home.path()).tail(log.metadata().expect("meta").len()), "", "nothing of an earlier start");
 
     log.set_len(LOG_LIMIT + 1).expect("grown");
-    let (log, _) = open_log(home.path()).expect("opened");
+    let (log, _) = HOST.of(home.path()).open_log().expect("opened");
     assert!(log.metadata().expect("meta").len() < 100);
-    private::check(&home.path().join(OLD_LOG)).expect("kept aside");
+    private::check(&home.path().join("host.log.1")).expect("kept aside");
 }
 
 #[test]
 fn the_exit_code_of_a_failed_start_says_of_what_kind() {
     use std::os::unix::process::ExitStatusExt as _;
     let home = home();
-    let class = |code: i32| ended(ExitStatus::from_raw(code << 8), home.path(), 0).class();
+    let class = |code: i32| HOST.of(home.path()).ended(ExitStatus::from_raw(code << 8), 0).class();
     assert_eq!(
         (class(6), class(4), class(1), class(101)),
         (Class::Conflict, Class::Credentials, Class::Failed, Class::Failed)
@@ -140,7 +140,7 @@ async fn a_host_app_is_started_in_the_background_found_and_stopped() {
     assert!(stop(home.path(), Duration::from_secs(20)).await.expect("stopped"));
     assert_eq!(running(home.path()).expect("asked"), None);
     assert!(HostClient::discover(home.path()).expect("readable").is_none());
-    let log = std::fs::read_to_string(home.path().join(LOG)).expect("the log");
+    let log = std::fs::read_to_string(home.path().join("host.log")).expect("the log");
     assert!(log.contains("served until SIGTERM"), "{log}");
 }
 

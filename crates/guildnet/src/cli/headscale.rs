@@ -4,10 +4,25 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
-use super::HeadscaleArgs;
+use super::{
+    HeadscaleArgs, OutputArgs,
+    managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedDown, ManagedUp},
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Headscale {
+    /// Run a Headscale of your own on this machine, or have the one that runs take new flags
+    Up(ManagedUp),
+    /// Stop your own Headscale
+    Down(ManagedDown),
+    /// Show your own Headscale: process, address, certificate, key, backup
+    Status(OutputArgs),
+    /// Copy your own Headscale's database, keys and settings into one file; it may run meanwhile
+    Backup(ManagedBackup),
+    /// Run your own Headscale in the foreground, and start it again when it dies
+    Serve(ManagedArgs),
+    /// Where .env names 127.0.0.1 as Headscale server, write the address that pods can reach
+    EnvSyncLan(EnvSyncLan),
     /// Make a cluster's namespace and its two keys, and write them to a file (0600)
     Namespace(Namespace),
 }

@@ -1,6 +1,6 @@
 //! `guildnet headscale`: its flags become requests, its answers are printed.
 
-use super::Context;
+use super::{Context, managed};
 use crate::{
     cli::{Headscale, Namespace},
     failure::Failure,
@@ -9,6 +9,12 @@ use crate::{
 
 pub(super) async fn run(command: Headscale, context: &Context) -> Result<(), Failure> {
     match command {
+        Headscale::Up(args) => managed::up(args, context).await,
+        Headscale::Down(args) => managed::down(args.purge, context).await,
+        Headscale::Status(args) => managed::status(args.output, context).await,
+        Headscale::Backup(args) => managed::backup(args, context).await,
+        Headscale::Serve(args) => managed::serve(args, context).await,
+        Headscale::EnvSyncLan(args) => managed::env_sync_lan(&args, context),
         Headscale::Namespace(args) => namespace(args, context).await,
     }
 }
