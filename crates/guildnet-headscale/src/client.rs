@@ -75,6 +75,8 @@ pub struct PreauthKey {
     pub ephemeral: bool,
     /// Whether it was used.
     pub used: bool,
+    /// When it was made, if the server says so.
+    pub created: Option<Timestamp>,
     /// When it ends.
     pub expires: Option<Timestamp>,
     /// Its public beginning, or the whole key on servers before 0.28.
@@ -83,10 +85,10 @@ pub struct PreauthKey {
 
 impl fmt::Debug for PreauthKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, user, tags, reusable, ephemeral, used, expires, listed: _ } = self;
+        let Self { id, user, tags, reusable, ephemeral, used, created, expires, listed: _ } = self;
         write!(
             f,
-            "PreauthKey {{ id: {id}, user: {user:?}, tags: {tags:?}, reusable: {reusable}, ephemeral: {ephemeral}, used: {used}, expires: {expires:?} }}"
+            "PreauthKey {{ id: {id}, user: {user:?}, tags: {tags:?}, reusable: {reusable}, ephemeral: {ephemeral}, used: {used}, created: {created:?}, expires: {expires:?} }}"
         )
     }
 }
@@ -106,6 +108,34 @@ impl PreauthKey {
     pub fn is_usable(&self, at: Timestamp) -> bool {
         (self.reusable || !self.used) && self.expires.is_none_or(|end| end > at)
     }
+}
+
+/// An API key as the server lists it: by its public beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey {
+    /// The server's number for it.
+    pub id: u64,
+    /// The part of it by which the server lists it; not secret.
+    pub prefix: String,
+    /// When it was made, if the server says so.
+    pub created: Option<Timestamp>,
+    /// When it ends, if it does.
+    pub expires: Option<Timestamp>,
+}
+
+impl ApiKey {
+    /// Whether this entry is the given key.
+    pub fn is(&self, key: &Secret<String>) -> bool {
+        // `hskey-api-<12 characters>-***` since 0.28, before that 7 characters alone: unique on the server either way.
+        let public = self.prefix.strip_suffix("***").unwrap_or(&self.prefix);
+        !public.is_empty() && key.expose().starts_with(public)
+    }
+}
+
+/// A listed key from its JSON, for tests of what is decided about keys.
+#[cfg(test)]
+pub(crate) fn listed_key(json: serde_json::Value) -> PreauthKey {
+    serde_json::from_value::<wire::WireKey>(json).expect("a listed key").into()
 }
 
 /// A preauth key to be made.

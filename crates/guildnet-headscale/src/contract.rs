@@ -50,6 +50,8 @@ cases![
     health_needs_no_key,
     the_version_is_known,
     a_wrong_key_is_unauthorized,
+    the_api_key_in_use_is_listed_with_its_end,
+    the_server_tells_its_own_key,
     a_user_is_made_once_and_removed,
     what_is_not_there_is_not_found,
     a_key_is_listed_by_its_beginning_and_can_be_ended,
@@ -125,6 +127,19 @@ async fn a_wrong_key_is_unauthorized(server: &HeadscaleConfig) -> Verdict {
     Ok(())
 }
 
+async fn the_api_key_in_use_is_listed_with_its_end(server: &HeadscaleConfig) -> Verdict {
+    let own = client(server)?.own_api_key().await.map_err(said)?;
+    expect!(own.as_ref().is_some_and(|k| k.expires.is_some() && k.created.is_some()), "listed as {own:?}");
+    Ok(())
+}
+
+async fn the_server_tells_its_own_key(server: &HeadscaleConfig) -> Verdict {
+    let without = Headscale::new(HeadscaleConfig { api_key: None, ..server.clone() }).map_err(said)?;
+    let (once, again) = (without.server_key().await.map_err(said)?, without.server_key().await.map_err(said)?);
+    expect!(once == again && once.starts_with("mkey:"), "told {once:?}, then {again:?}");
+    Ok(())
+}
+
 async fn a_user_is_made_once_and_removed(server: &HeadscaleConfig) -> Verdict {
     let hs = client(server)?;
     let name = cluster()?.namespace();
@@ -182,6 +197,7 @@ async fn a_key_is_listed_by_its_beginning_and_can_be_ended(server: &HeadscaleCon
         found.len()
     );
     expect!(found[0].tags == new.tags && found[0].reusable && !found[0].used, "listed as {:?}", found[0]);
+    expect!(found[0].created.is_some(), "when it was made is not told: {:?}", found[0]);
     expect!(found[0].is_usable(now + SignedDuration::from_hours(1)), "not usable in an hour: {:?}", found[0]);
     expect!(!found[0].is_usable(now + SignedDuration::from_hours(3)), "still usable in three hours: {:?}", found[0]);
     hs.expire_key(found[0]).await.map_err(said)?;

@@ -14,7 +14,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use guildnet_model::Secret;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -105,6 +105,7 @@ fn routes(server: &Server) -> Router {
         .route("/user/{id}", delete(delete_user))
         .route("/preauthkey", get(keys).post(create_key))
         .route("/preauthkey/expire", post(expire_key))
+        .route("/apikey", get(api_keys))
         .route("/debug/node", post(pend_node))
         .route("/node", get(nodes))
         .route("/node/register", post(register_node))
@@ -118,6 +119,7 @@ fn routes(server: &Server) -> Router {
     Router::new()
         .route("/health", get(|| async { Json(json!({"status": "pass"})) }))
         .route("/version", get(version))
+        .route("/key", get(server_key))
         .nest("/api/v1", api)
         .with_state(server.clone())
 }
@@ -189,6 +191,13 @@ impl Tables {
         self.last_id.to_string()
     }
 
+    /// Connects or disconnects the node of that name.
+    pub(crate) fn set_online(&mut self, name: &str, online: bool) {
+        for node in self.nodes.iter_mut().filter(|n| n["givenName"] == name) {
+            node["online"] = json!(online);
+        }
+    }
+
     fn user(&self, by: &str, value: &str) -> Option<Value> {
         self.users.iter().find(|u| u[by] == value).cloned()
     }
@@ -210,6 +219,19 @@ async fn version(State(server): State<Server>) -> Response {
         Some(version) => Json(json!({"version": version, "commit": "unknown"})).into_response(),
         None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
     }
+}
+
+async fn server_key() -> Response {
+    let zeros = format!("mkey:{:0>64}", "");
+    Json(json!({ "legacyPublicKey": zeros, "publicKey": format!("mkey:{:0>64}", "7") })).into_response()
+}
+
+async fn api_keys() -> Response {
+    let key = |id: &str, prefix: &str| {
+        let expires = Timestamp::now() + SignedDuration::from_hours(90 * 24);
+        json!({"id": id, "prefix": prefix, "expiration": expires, "createdAt": Timestamp::now(), "lastSeen": null})
+    };
+    Json(json!({ "apiKeys": [key("1", "hskey-api-else-***"), key("2", "hskey-api-good***")] })).into_response()
 }
 
 type Asked = Query<std::collections::HashMap<String, String>>;
@@ -260,7 +282,7 @@ async fn create_key(State(server): State<Server>, Json(body): Json<Value>) -> Re
     let id = tables.next_id();
     let key = json!({
         "user": user, "id": id, "key": format!("hskey-auth-{id:0>12}-{id:x>64}"), "reusable": body["reusable"],
-        "ephemeral": body["ephemeral"], "used": false, "expiration": body["expiration"], "aclTags": body["aclTags"],
+        "ephemeral": body["ephemeral"], "used": false, "createdAt": Timestamp::now(), "expiration": body["expiration"], "aclTags": body["aclTags"],
     });
     tables.keys.push(key.clone());
     Json(json!({ "preAuthKey": key })).into_response()

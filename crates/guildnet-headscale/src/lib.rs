@@ -4,7 +4,8 @@
 //! - [`Headscale`] speaks HTTP `/api/v1` with an API key (Headscale 0.26 and later). Its wire types stay inside.
 //! - [`compile`] turns clusters into a [`Policy`]; [`plan`] fits it into what the server holds; [`apply_policy`] writes it.
 //!   Compiling and planning are pure.
-//! - [`ensure_namespace`] makes a cluster's user and keys; [`NamespaceFile`] is the file that carries them.
+//! - [`ensure_namespace`] makes a cluster's user and keys; [`NamespaceFile`] is the file that carries them; [`remove_cluster`]
+//!   undoes both.
 //! - [`routers_of`], [`clients_of`], [`routes_of`] judge nodes by tag, never by user: a tagged node has no user of its own.
 //! - [`managed`] is what a Headscale of our own is told, as text.
 //!
@@ -22,16 +23,18 @@ pub mod managed;
 mod namespace;
 mod nodes;
 mod policy;
+mod removal;
 mod server;
 
 pub use apply::{PolicyApplied, apply_policy};
-pub use client::{Headscale, HeadscaleConfig, NewKey, PreauthKey, User};
+pub use client::{ApiKey, Headscale, HeadscaleConfig, NewKey, PreauthKey, User};
 pub use error::HeadscaleError;
-pub use keys::{EnsureKeys, EnsuredNamespace, ensure_namespace, ensure_user};
+pub use keys::{EnsureKeys, EnsuredNamespace, KeyKind, ensure_namespace, ensure_user, near_end_from};
 pub use namespace::{NamespaceFile, NamespaceFileError};
-pub use nodes::{Node, RouteView, clients_of, routers_of, routes_of, routes_to_approve};
+pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of, routes_to_approve};
 pub use policy::{
     Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, judge, known_clusters, plan,
     routes_to_advertise,
 };
+pub use removal::{Cleared, Leaving, remove_cluster, remove_nodes};
 pub use server::{ServerFeatures, ServerInfo, ServerVersion};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use guildnet_model::{ClusterId, Networks, SiteNumber, via6};
 use ipnet::IpNet;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 /// A node, as the server lists it.
@@ -56,6 +56,30 @@ pub fn routers_of<'a>(nodes: &'a [Node], cluster: &ClusterId) -> Vec<&'a Node> {
 pub fn clients_of<'a>(nodes: &'a [Node], cluster: &ClusterId) -> Vec<&'a Node> {
     let tag = cluster.client_tag();
     nodes.iter().filter(|n| n.has_tag(&tag)).collect()
+}
+
+/// A router that was disconnected for so long does not come back by itself: a pod that is replaced is connected again within
+/// 10 s, and the server notices a lost connection with its next keep-alive, 59 s later at most.
+const DEAD_AFTER: SignedDuration = SignedDuration::from_mins(2);
+
+/// Routers of the cluster whose Kubernetes node is gone, or which have joined anew as another node: disconnected for more than
+/// two minutes although all `wanted` routers, one for each Kubernetes node, are connected. Those not named as GuildNet names
+/// them (`hostname-NODE`) are somebody else's.
+pub fn dead_routers<'a>(
+    nodes: &'a [Node],
+    cluster: &ClusterId,
+    hostname: &str,
+    wanted: u32,
+    now: Timestamp,
+) -> Vec<&'a Node> {
+    let own = |n: &&Node| n.name.strip_prefix(hostname).is_some_and(|rest| rest.starts_with('-'));
+    let routers: Vec<&Node> = routers_of(nodes, cluster).into_iter().filter(own).collect();
+    let connected = routers.iter().filter(|n| n.online).count();
+    if wanted == 0 || u32::try_from(connected).unwrap_or(u32::MAX) < wanted {
+        return Vec::new();
+    }
+    let long_gone = |n: &&Node| !n.online && n.last_seen.is_some_and(|seen| now.duration_since(seen) > DEAD_AFTER);
+    routers.into_iter().filter(long_gone).collect()
 }
 
 /// Who advertises one of a cluster's networks, and who may serve it. Names are those of the cluster's own routers.
@@ -151,6 +175,27 @@ mod tests {
         assert_eq!(names(routers_of(&nodes, &id("a"))), ["ra"]);
         assert_eq!(names(clients_of(&nodes, &id("a"))), ["ca"]);
         assert!(clients_of(&nodes, &id("b")).is_empty());
+    }
+
+    #[test]
+    fn a_router_is_dead_only_if_all_that_are_wanted_are_there_without_it() {
+        let now: Timestamp = "2026-11-25T12:00:00Z".parse().expect("a time");
+        let seen = |minutes: i64| Some(now - SignedDuration::from_mins(minutes));
+        let of = |name: &str, online, last_seen| Node { last_seen, ..node(name, "tag:gn-a-router", &[], &[], online) };
+        let nodes = [
+            of("gn-a-router-n1", true, seen(0)),
+            of("gn-a-router-n2", false, seen(10)),
+            of("gn-a-router-n3", false, seen(1)),
+            of("gn-a-router-n4", false, None),
+            of("by-hand", false, seen(10)),
+        ];
+        let dead = |wanted| {
+            let found = dead_routers(&nodes, &id("a"), "gn-a-router", wanted, now);
+            found.iter().map(|n| n.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(dead(1), ["gn-a-router-n2"]);
+        assert!(dead(2).is_empty(), "a Kubernetes node may just be down");
+        assert!(dead(0).is_empty());
     }
 
     #[test]

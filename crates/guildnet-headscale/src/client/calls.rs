@@ -12,13 +12,16 @@ use jiff::Timestamp;
 use reqwest::{Method, StatusCode};
 
 use super::{
-    Answer, Headscale, NewKey, PreauthKey, User,
+    Answer, ApiKey, Headscale, NewKey, PreauthKey, User,
     wire::{self, Empty},
 };
 use crate::{HeadscaleError, Node, ServerFeatures, ServerInfo, ServerVersion};
 
 /// For calls without a body.
 const NOTHING: Option<&Empty> = None;
+/// The protocol version under which the server's key is asked for: the server (0.26 and later) tells it to any version from
+/// 39 on (`NoiseCapabilityVersion` in `hscontrol/handlers.go`).
+const KEY_QUERY_VERSION: &str = "113";
 
 impl Headscale {
     async fn get_openly(&self, path: &str) -> Result<Answer, HeadscaleError> {
@@ -187,6 +190,31 @@ impl Headscale {
         let url = self.endpoint("api/v1/preauthkey/expire", &[]);
         let what = format!("end of preauth key {}", key.id);
         self.call::<Empty>(what, Method::POST, url, Some(&body)).await.map(drop)
+    }
+
+    /// The API keys of the server, ended ones too.
+    pub async fn api_keys(&self) -> Result<Vec<ApiKey>, HeadscaleError> {
+        let url = self.endpoint("api/v1/apikey", &[]);
+        let all: wire::ApiKeys = self.call("list of API keys", Method::GET, url, NOTHING).await?;
+        Ok(all.api_keys.into_iter().map(ApiKey::from).collect())
+    }
+
+    /// How the server lists the API key that is used here; `None` if it does not list it.
+    pub async fn own_api_key(&self) -> Result<Option<ApiKey>, HeadscaleError> {
+        let Some(own) = &self.config.api_key else {
+            return Err(HeadscaleError::NoApiKey { url: self.config.url.clone() });
+        };
+        Ok(self.api_keys().await?.into_iter().find(|key| key.is(own)))
+    }
+
+    /// The key by which nodes recognise the server, `mkey:<hex>`: public, and the same at whatever address it is. Needs no
+    /// API key.
+    pub async fn server_key(&self) -> Result<String, HeadscaleError> {
+        let answer = self.exchange(self.http.get(self.endpoint("key", &[("v", KEY_QUERY_VERSION)]))).await?;
+        match serde_json::from_slice::<wire::ServerKey>(&answer.body) {
+            Ok(told) if answer.status.is_success() && told.public_key.starts_with("mkey:") => Ok(told.public_key),
+            _ => Err(self.not_headscale("/key does not tell the server's key")),
+        }
     }
 
     /// All nodes, by number.

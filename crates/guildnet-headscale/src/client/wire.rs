@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{PreauthKey, User};
+use super::{ApiKey, PreauthKey, User};
 use crate::Node;
 
 /// A number that travels as a string, or as a number.
@@ -112,6 +112,8 @@ pub(super) struct WireKey {
     #[serde(default)]
     used: bool,
     #[serde(default, deserialize_with = "time")]
+    created_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "time")]
     expiration: Option<Timestamp>,
     #[serde(default, deserialize_with = "list")]
     acl_tags: Vec<String>,
@@ -126,6 +128,7 @@ impl From<WireKey> for PreauthKey {
             reusable: wire.reusable,
             ephemeral: wire.ephemeral,
             used: wire.used,
+            created: wire.created_at,
             expires: wire.expiration,
             listed: Secret::new(wire.key),
         }
@@ -143,6 +146,40 @@ pub(super) struct OneKey {
 pub(super) struct Keys {
     #[serde(default, deserialize_with = "list")]
     pub(super) pre_auth_keys: Vec<WireKey>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WireApiKey {
+    #[serde(deserialize_with = "number")]
+    id: u64,
+    #[serde(default)]
+    prefix: String,
+    #[serde(default, deserialize_with = "time")]
+    created_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "time")]
+    expiration: Option<Timestamp>,
+}
+
+impl From<WireApiKey> for ApiKey {
+    fn from(wire: WireApiKey) -> Self {
+        Self { id: wire.id, prefix: wire.prefix, created: wire.created_at, expires: wire.expiration }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ApiKeys {
+    #[serde(default, deserialize_with = "list")]
+    pub(super) api_keys: Vec<WireApiKey>,
+}
+
+/// The server's own key, with which nodes recognise it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServerKey {
+    #[serde(default)]
+    pub(super) public_key: String,
 }
 
 #[derive(Deserialize)]
