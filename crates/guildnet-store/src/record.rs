@@ -39,6 +39,8 @@ pub struct ClusterRecord {
     pub api_address: Option<SocketAddr>,
     /// What makes the cluster this one and no other: the UID of its `kube-system` namespace, once seen.
     pub cluster_uid: Option<String>,
+    /// Whether a person has disconnected it: its connector is not started then.
+    pub disconnected: bool,
     /// When it was first stored; a replacement keeps the first one's. Millisecond precision.
     pub created: Timestamp,
     /// When it was last changed, by the caller's clock. Millisecond precision.
@@ -64,6 +66,7 @@ impl ClusterRecord {
             ("site number", self.site == other.site),
             ("API server address", self.api_address == other.api_address),
             ("cluster UID", self.cluster_uid == other.cluster_uid),
+            ("disconnection", self.disconnected == other.disconnected),
         ];
         fields.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }

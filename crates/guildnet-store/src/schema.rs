@@ -19,6 +19,7 @@ use crate::{StoreError, private};
 const MIGRATIONS: &[(&str, &str)] = &[
     ("clusters and settings", include_str!("../migrations/0001_clusters_and_settings.sql")),
     ("routes given", include_str!("../migrations/0002_routes_given.sql")),
+    ("disconnected clusters", include_str!("../migrations/0003_disconnected_clusters.sql")),
 ];
 
 /// The migrations of this program.

@@ -256,6 +256,30 @@ impl Store {
         self.commit(tx).await
     }
 
+    /// The key by which the Headscale server was recognised last; public.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn server_key(&self) -> Result<Option<String>, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(self.failed())?;
+        self.setting(&mut tx, setting::SERVER_KEY).await
+    }
+
+    /// Stores the key by which the Headscale server is recognised, in the place of the one that was there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_server_key(&self, key: &str) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)")
+            .bind(setting::SERVER_KEY)
+            .bind(key)
+            .execute(&mut *tx)
+            .await
+            .map_err(self.failed())?;
+        self.commit(tx).await
+    }
+
     /// A transaction that may write: taken at once, so that what it reads can't change before it writes.
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.failed())
@@ -297,8 +321,9 @@ impl Store {
             |column, secret: &Option<Secret<String>>| secret.as_ref().map(|s| seal(column, s)).transpose();
         sqlx::query(
             "INSERT INTO clusters (id, kubeconfig, context, login_server, ca_pem, client_auth_key, router_auth_key, routes,
-                routes_given, state_path, namespace, namespace_id, site, api_address, cluster_uid, seal_key, created, updated)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                routes_given, state_path, namespace, namespace_id, site, api_address, cluster_uid, disconnected, seal_key,
+                created, updated)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(seal("kubeconfig", &record.kubeconfig)?)
@@ -316,6 +341,7 @@ impl Store {
         .bind(record.site.map(|site| i64::from(site.get())))
         .bind(record.api_address.map(|a| a.to_string()))
         .bind(&record.cluster_uid)
+        .bind(record.disconnected)
         .bind(&self.key.id)
         .bind(created.as_millisecond())
         .bind(record.updated.as_millisecond())
@@ -355,6 +381,7 @@ impl Store {
             site: site.map(|n| parse::<SiteNumber>(entry, "site", &n.to_string())).transpose()?,
             api_address: api_address.map(|a| parse(entry, "api_address", &a)).transpose()?,
             cluster_uid: column(row, entry, "cluster_uid")?,
+            disconnected: column(row, entry, "disconnected")?,
             created: time(row, entry, "created")?,
             updated: time(row, entry, "updated")?,
         })
@@ -387,6 +414,7 @@ mod setting {
     pub(super) const URL: &str = "headscale.url";
     pub(super) const API_KEY: &str = "headscale.api-key";
     pub(super) const CA: &str = "headscale.ca";
+    pub(super) const SERVER_KEY: &str = "headscale.server-key";
 
     pub(super) fn entry(name: &str) -> String {
         format!("setting {name}")

@@ -35,6 +35,7 @@ fn record(name: &str) -> ClusterRecord {
         site: Some(SiteNumber::try_from(7).expect("in range")),
         api_address: Some("10.96.0.1:443".parse().expect("an address")),
         cluster_uid: Some("6f1c1d0e".into()),
+        disconnected: true,
         created: Timestamp::from_millisecond(1_000).expect("in range"),
         updated: Timestamp::from_millisecond(2_000).expect("in range"),
     }
