@@ -1,11 +1,12 @@
 //! The subnet router that runs on every node of a cluster and brings the cluster's networks into its tailnet.
 //!
 //! Pure: [`manifests`] says what should be in the cluster (`manifest.rs`), `rollout.rs` judges what is there. The edge,
-//! `deploy.rs`, applies the one and watches the other. A cluster holds one router DaemonSet, of one GuildNet cluster id.
+//! `deploy.rs`, applies the one and watches the other; `remove.rs` takes it out. A cluster holds one router DaemonSet, of one GuildNet cluster id.
 
 mod deploy;
 mod error;
 mod manifest;
+mod remove;
 mod rollout;
 
 use std::fmt;
@@ -17,9 +18,10 @@ use url::Url;
 
 pub(crate) use self::manifest::MANAGED_BY;
 pub use self::{
-    deploy::{ensure, remove, status},
+    deploy::{ensure, status},
     error::{RouterError, Trouble},
     manifest::{Manifest, manifests, manifests_yaml},
+    remove::{Reached, Removal, remove},
 };
 
 /// The image that routers run unless told otherwise; its version is the one that is tested.

@@ -1,4 +1,4 @@
-//! Brings the router's objects into a cluster, watches them come up, and takes them out again.
+//! Brings the router's objects into a cluster and watches them come up. `remove.rs` takes them out again.
 //!
 //! Objects are applied by the server (server-side apply, field manager `guildnet`). An object of ours is overwritten
 //! where somebody else changed it; one that does not bear our label is never touched.
@@ -15,7 +15,7 @@ use k8s_openapi::{
     Metadata, NamespaceResourceScope,
     api::{
         apps::v1::DaemonSet,
-        core::v1::{ConfigMap, Event, Namespace, Pod, Secret, ServiceAccount},
+        core::v1::{Event, Namespace, Pod},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -28,10 +28,11 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Applied, DAEMON_SET, Manifest, NAMESPACE, RouterError, RouterPlan, RouterProgress, RouterStatus,
-    manifest::{CLUSTER_LABEL, CONTAINER, MANAGED_BY, OWNED, Object, manifests},
+    manifest::{CLUSTER_LABEL, CONTAINER, MANAGED_BY, Object, manifests},
+    remove::ignore_missing,
     rollout::{Observed, Patience, detail, is_ready, wants_log},
 };
-use crate::{ApiServer, KubeError, error::KubeCause};
+use crate::ApiServer;
 
 /// The name under which the API server keeps which fields are ours.
 const FIELD_MANAGER: &str = "guildnet";
@@ -88,32 +89,6 @@ pub async fn status(api: &ApiServer) -> Result<Option<RouterStatus>, RouterError
     Ok(observe(api).await?.map(|observed| observed.status()))
 }
 
-/// Removes what [`ensure`] made, namespace included, and waits until it is gone; `false` if nothing was there.
-/// Identities on the nodes stay (`/var/lib/guildnet/router-CLUSTER`): a router deployed again is the same node.
-///
-/// # Errors
-/// [`RouterError::Foreign`] if the namespace is not ours; [`RouterError::Timeout`] if it does not go away.
-pub async fn remove(api: &ApiServer) -> Result<bool, RouterError> {
-    let name = NAMESPACE;
-    let Some(found) = api.read(|c| async move { Api::<Namespace>::all(c).get_metadata_opt(name).await }).await? else {
-        return Ok(false);
-    };
-    refuse_foreign(&found.metadata, || format!("Namespace/{name}"))?;
-    for (kind, name) in OWNED {
-        match kind {
-            "DaemonSet" => delete::<DaemonSet>(api, kind, name).await?,
-            "Secret" => delete::<Secret>(api, kind, name).await?,
-            "ConfigMap" => delete::<ConfigMap>(api, kind, name).await?,
-            _ => delete::<ServiceAccount>(api, kind, name).await?,
-        }
-    }
-    let gone =
-        api.write(|c| async move { Api::<Namespace>::all(c).delete(name, &DeleteParams::default()).await }).await;
-    ignore_missing(gone.map(drop))?;
-    await_removal(api).await?;
-    Ok(true)
-}
-
 /// A cluster holds one router. Another id's would be taken over silently otherwise. Also: a first router needs a key.
 async fn refuse_other_cluster(api: &ApiServer, plan: &RouterPlan) -> Result<(), RouterError> {
     let wanted = plan.cluster.as_str();
@@ -135,7 +110,7 @@ async fn refuse_other_cluster(api: &ApiServer, plan: &RouterPlan) -> Result<(), 
 }
 
 /// Waits while the namespace of an earlier router is on its way out: nothing can be made in it until it is gone.
-async fn await_removal(api: &ApiServer) -> Result<(), RouterError> {
+pub(super) async fn await_removal(api: &ApiServer) -> Result<(), RouterError> {
     let begun = Instant::now();
     loop {
         let found = api.read(|c| async move { Api::<Namespace>::all(c).get_metadata_opt(NAMESPACE).await }).await?;
@@ -161,7 +136,7 @@ async fn apply(api: &ApiServer, manifest: &Manifest) -> Result<Applied, RouterEr
     }
 }
 
-fn in_namespace<K>(client: kube::Client) -> Api<K>
+pub(super) fn in_namespace<K>(client: kube::Client) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
@@ -196,7 +171,7 @@ where
     })
 }
 
-fn refuse_foreign(found: &ObjectMeta, title: impl FnOnce() -> String) -> Result<(), RouterError> {
+pub(super) fn refuse_foreign(found: &ObjectMeta, title: impl FnOnce() -> String) -> Result<(), RouterError> {
     let (label, value) = MANAGED_BY;
     let ours = found.labels.as_ref().and_then(|l| l.get(label)).is_some_and(|v| v == value);
     if ours { Ok(()) } else { Err(RouterError::Foreign { object: title() }) }
@@ -323,25 +298,6 @@ where
     };
     if let Ok(false) = timeout(LOOK_EVERY, change).await {
         sleep(WATCHLESS_PAUSE).await;
-    }
-}
-
-async fn delete<K>(api: &ApiServer, kind: &str, name: &str) -> Result<(), RouterError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-{
-    let Some(found) = api.read(|c| async move { in_namespace::<K>(c).get_metadata_opt(name).await }).await? else {
-        return Ok(());
-    };
-    refuse_foreign(&found.metadata, || format!("{kind}/{name}"))?;
-    let gone = api.write(|c| async move { in_namespace::<K>(c).delete(name, &DeleteParams::default()).await }).await;
-    Ok(ignore_missing(gone.map(drop))?)
-}
-
-fn ignore_missing(result: Result<(), KubeError>) -> Result<(), KubeError> {
-    match result {
-        Err(KubeError { cause: KubeCause::NotFound { .. }, .. }) => Ok(()),
-        other => other,
     }
 }
 

@@ -4,7 +4,14 @@ use guildnet_model::{BoxFuture, Class, DialError, Dialer, Explain as _, Io, Secr
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake::{FakeApi, Seen, pair, refusal};
+use crate::{
+    fake::{FakeApi, Seen, pair, refusal},
+    router::{Reached, Removal, remove},
+};
+
+fn id(text: &str) -> guildnet_model::ClusterId {
+    text.parse().expect("an id")
+}
 
 fn plan(id: &str, key: Option<&str>) -> RouterPlan {
     RouterPlan {
@@ -74,7 +81,7 @@ impl Cluster {
     fn pods(&self) -> Value {
         let ready = if self.unready { "False" } else { "True" };
         json!({"metadata": {}, "items": [{
-            "metadata": {"name": "router-x", "uid": "u"}, "spec": {"nodeName": "n", "containers": []},
+            "metadata": {"name": "router-x", "uid": "u", "labels": {"app.kubernetes.io/managed-by": "guildnet"}}, "spec": {"nodeName": "n", "containers": []},
             "status": {"phase": "Pending", "conditions": [{"type": "Ready", "status": ready}]},
         }]})
     }
@@ -143,7 +150,7 @@ async fn an_object_of_somebody_else_is_left_alone() {
         Cluster::default().with(namespace, json!({"metadata": {"name": "guildnet-system"}})).start().await;
     let error = ensured(&api, &plan("a", Some("key"))).await.0.expect_err("refused");
     assert_eq!(error, RouterError::Foreign { object: "Namespace/guildnet-system".into() });
-    assert_eq!(remove(&api).await.expect_err("refused"), error);
+    assert_eq!(remove(&api, &id("a"), Reached::Directly).await.expect_err("refused"), error);
     assert_eq!(changes(&server), [""; 0]);
 }
 
@@ -200,14 +207,14 @@ async fn the_key_goes_to_the_secret_and_nowhere_else() {
 async fn nothing_deployed_is_no_status_and_nothing_to_remove() {
     let (_server, api) = Cluster::default().start().await;
     assert_eq!(status(&api).await.expect("an answer"), None);
-    assert!(!remove(&api).await.expect("an answer"));
+    assert_eq!(remove(&api, &id("a"), Reached::Directly).await.expect("an answer"), Removal::Nothing);
 }
 
 #[tokio::test]
 async fn removing_takes_all_that_was_applied() {
     let (server, api) = Cluster::default().start().await;
     ensured(&api, &plan("a", Some("key"))).await.0.expect("ready");
-    assert!(remove(&api).await.expect("removed"));
+    assert_eq!(remove(&api, &id("a"), Reached::Directly).await.expect("removed"), Removal::Gone);
     let changes = changes(&server);
     for applied in changes.iter().filter_map(|c| c.strip_prefix("PATCH ")) {
         assert!(changes.contains(&format!("DELETE {applied}")), "{applied} stays");
@@ -250,4 +257,34 @@ async fn a_way_that_is_gone_while_routers_are_replaced_is_waited_for() {
     let status = rollout(&api, &mut |step| told.push(step.to_string())).await.expect("ready in the end");
     assert!(status.is_ready());
     assert!(told[0].starts_with("API server out of reach while routers are replaced"), "{told:?}");
+}
+
+#[tokio::test]
+async fn through_the_router_itself_one_last_request_takes_everything() {
+    let (server, api) = Cluster::default().start().await;
+    ensured(&api, &plan("a", Some("key"))).await.0.expect("ready");
+    assert_eq!(remove(&api, &id("a"), Reached::ThroughRouter).await.expect("asked"), Removal::Asked);
+    let deleted: Vec<_> = changes(&server).into_iter().filter(|c| c.starts_with("DELETE")).collect();
+    assert_eq!(deleted, ["DELETE /api/v1/namespaces/guildnet-system"]);
+}
+
+#[tokio::test]
+async fn the_namespace_stays_for_what_others_have_in_it() {
+    let services = "/api/v1/namespaces/guildnet-system/services";
+    let theirs = json!({"metadata": {}, "items": [{"metadata": {"name": "theirs"}}]});
+    let (server, api) = Cluster::default().with(services, theirs).start().await;
+    ensured(&api, &plan("a", Some("key"))).await.0.expect("ready");
+    let removal = remove(&api, &id("a"), Reached::ThroughRouter).await.expect("removed");
+    assert_eq!(removal, Removal::NamespaceStays { others: vec!["Service/theirs".into()] });
+    let changes = changes(&server);
+    assert_eq!(changes.last(), Some(&format!("DELETE {SET}")), "the way ends with it");
+    assert!(!changes.iter().any(|c| c == "DELETE /api/v1/namespaces/guildnet-system"));
+}
+
+#[tokio::test]
+async fn the_router_of_another_cluster_id_is_not_removed() {
+    let (server, api) = Cluster::default().ours("/api/v1/namespaces/guildnet-system", "b").ours(SET, "b").start().await;
+    let error = remove(&api, &id("a"), Reached::Directly).await.expect_err("refused");
+    assert_eq!(error, RouterError::OtherCluster { here: "b".into(), wanted: "a".into() });
+    assert_eq!(changes(&server), [""; 0]);
 }
