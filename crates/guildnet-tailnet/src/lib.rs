@@ -28,3 +28,4 @@ mod udp;
 mod wg;
 
 pub use engine::{Engine, EngineConfig};
+pub use state::saved_node_key;

@@ -222,6 +222,20 @@ impl Identity {
     }
 }
 
+/// The public node key of the identity that `dir` keeps, `nodekey:<hex>`: by it the server's list names the node. `None` if
+/// there is no identity. Only reads, also while a connector uses the identity.
+///
+/// # Errors
+/// [`ConnectorError`] if the file can't be read, is open to others, or is damaged.
+pub fn saved_node_key(dir: &Path) -> Result<Option<String>, ConnectorError> {
+    let path = dir.join(FILE);
+    let Some(file) = open_existing(&path)? else { return Ok(None) };
+    let saved = read(&path, file)?;
+    let damaged = |why: String| ConnectorError::Damaged { path: path.clone(), why };
+    let identity = Identity::from_saved(&saved, None, None).map_err(damaged)?;
+    Ok(Some(identity.node_key().node_text()))
+}
+
 /// The public half, as the data side names it.
 pub(crate) fn public(pair: &NodeKeyPair) -> Key {
     Key(pair.public.to_x25519_dalek().to_bytes())
@@ -325,6 +339,16 @@ mod tests {
         assert!(again.is_registered());
         assert_eq!(again.home_relay(), Some(999));
         assert_ne!(again.disco().public, disco);
+    }
+
+    #[test]
+    fn whose_node_it_is_can_be_read_beside_a_connector_that_uses_it() {
+        let (_root, dir) = home();
+        assert_eq!(saved_node_key(&dir).expect("no identity"), None);
+        let identity = Identity::load_or_create(&dir).expect("made");
+        assert_eq!(saved_node_key(&dir).expect("read"), Some(identity.node_key().node_text()));
+        fs::write(dir.join(FILE), "{").expect("written");
+        assert!(matches!(saved_node_key(&dir), Err(ConnectorError::Damaged { .. })));
     }
 
     #[test]
