@@ -1,5 +1,5 @@
-//! The clusters of the store: adding one (also on a device that has no API key and can't reach the cluster directly),
-//! listing, removing.
+//! The clusters of the store: adding one (also on a device that has no API key and can't reach the cluster directly), and
+//! listing them. `remove.rs` takes one out again.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 use url::Url;
 
 use crate::{
-    HostError, KubeconfigRef, Progress, Settings, Via,
+    HostError, KubeconfigRef, Progress, Settings,
     client::HostClient,
     cluster::ClusterActor,
     error::Explained as _,
@@ -22,9 +22,9 @@ use crate::{
     host::Deps,
     networks::{Before, Settled, settle},
     preflight::{self, Purpose},
-    reach::{Ways, directly, reach},
+    reach::directly,
     server::{Keys, Server, Wanted},
-    up::{Known, inspect, join, plan},
+    up::{Known, inspect, join, moved, plan},
 };
 
 /// How long the connector may take to be admitted when a cluster is added.
@@ -82,6 +82,8 @@ pub struct ClusterInfo {
     pub site: Option<SiteNumber>,
     /// Whether a client key is kept (sealed).
     pub has_client_key: bool,
+    /// Whether a person has disconnected it.
+    pub disconnected: bool,
 }
 
 impl ClusterInfo {
@@ -98,17 +100,9 @@ impl ClusterInfo {
             namespace_id: record.namespace_id,
             site: record.site,
             has_client_key: record.client_auth_key.is_some(),
+            disconnected: record.disconnected,
         }
     }
-}
-
-/// What `cluster remove` did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// What was removed, in words.
-    pub removed: Vec<String>,
-    /// What was left, and why.
-    pub left: Vec<String>,
 }
 
 /// Adds a cluster: its connector must be admitted by the server before it is stored. Needs neither an API key (with the
@@ -157,6 +151,8 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
             let url = record.login_server.clone();
             let server = HeadscaleRecord { url, api_key: settings.api_key.clone(), ca_pem: record.ca_pem.clone() };
             store.put_headscale(&server).await.explained()?;
+            let (url, ca) = (&record.login_server, record.ca_pem.as_deref());
+            moved::remember(&store, &Server::new(url, None, ca)?).await;
         }
         store.replace(&record).await.explained()
     }
@@ -277,6 +273,7 @@ fn compose(
         site: request.site.or_else(|| file.and_then(|f| f.site)).or_else(|| old.and_then(|o| o.site)),
         api_address: seen.as_ref().map(|s| s.address.addr()).or_else(|| old.and_then(|o| o.api_address)),
         cluster_uid: seen.map(|s| s.uid).or_else(|| old.and_then(|o| o.cluster_uid.clone())),
+        disconnected: false,
         created: old.map_or(now, |o| o.created),
         updated: now,
         login_server,
@@ -385,63 +382,6 @@ pub async fn cluster_show(settings: &Settings, id: &ClusterId) -> Result<Cluster
     known.record(id).map(ClusterInfo::of).ok_or_else(|| unknown(id, &known))
 }
 
-fn unknown(id: &ClusterId, known: &Known) -> HostError {
+pub(crate) fn unknown(id: &ClusterId, known: &Known) -> HostError {
     HostError::unknown_cluster(id, &known.records.iter().map(|r| r.id.clone()).collect::<Vec<_>>())
-}
-
-/// Removes a cluster: its router, what it has on the Headscale server (with an API key), its record, its connector and
-/// that one's identity. What can't be reached is left and named.
-///
-/// # Errors
-/// There is none of that id; the store can't be written. What was removed until then stays removed, and the same call goes
-/// on from there.
-pub async fn cluster_remove(
-    settings: &Settings,
-    id: &ClusterId,
-    progress: &dyn Progress,
-) -> Result<Removed, HostError> {
-    let known = Known::read(settings).await?;
-    let record = known.record(id).ok_or_else(|| unknown(id, &known))?;
-    let host = HostClient::discover(&settings.home)?;
-    let mut done = Removed::default();
-    // The router first: the way to it may be the connector.
-    let connectors = Deps::real()?.connectors;
-    let ways = Ways { host: host.as_ref(), record: Some(record), connectors: &connectors };
-    match remove_router(id, record, &ways).await {
-        Ok(true) => done.removed.push("the router's DaemonSet".into()),
-        Ok(false) => {}
-        Err(why) => done.left.push(format!("the router in the cluster: {}", why.message())),
-    }
-    progress.step(Some(id), "router looked after");
-    match known.server(settings)?.filter(|s| s.has_key() && *s.url() == record.login_server) {
-        Some(server) => match server.remove(id).await {
-            Ok(removed) => done.removed.extend(removed),
-            Err(why) => done.left.push(format!("its nodes and keys on Headscale: {}", why.message())),
-        },
-        None => done.left.push("its nodes and keys on Headscale: no API key is known here".into()),
-    }
-    let store = fleet::open_store(settings).await?;
-    let forgotten = store.remove(id).await.explained_of(id);
-    store.close().await;
-    if forgotten? {
-        done.removed.push("its record, with kubeconfig and keys".into());
-    }
-    if let Some(host) = host {
-        host.reload().await?;
-        done.removed.push("its connector in the running Host App".into());
-    }
-    match std::fs::remove_dir_all(&record.state_path) {
-        Ok(()) => done.removed.push(format!("the connector's identity in {}", record.state_path.display())),
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => {}
-        Err(why) => done.left.push(format!("the connector's identity in {}: {why}", record.state_path.display())),
-    }
-    Ok(done)
-}
-
-async fn remove_router(id: &ClusterId, record: &ClusterRecord, ways: &Ways<'_>) -> Result<bool, HostError> {
-    let access = fleet::spec(record)?.access;
-    let reached = reach(id, &access, Via::Auto, ways).await?;
-    let removed = guildnet_kube::router::remove(&reached.api).await.explained();
-    reached.close().await;
-    removed
 }

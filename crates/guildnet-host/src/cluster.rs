@@ -336,6 +336,17 @@ impl Dialer for ClusterDialer {
     }
 }
 
+/// For a cluster that a person has disconnected: says so.
+#[derive(Debug)]
+pub(crate) struct DisconnectedDialer(pub(crate) ClusterId);
+
+impl Dialer for DisconnectedDialer {
+    fn dial(&self, _to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
+        let state = format!("disconnected on request (guildnet cluster connect {})", self.0);
+        Box::pin(async { Err(DialError::NotReady { state }) })
+    }
+}
+
 /// Answers from here on say that no API server stands at an address.
 const UNLIKELY: u8 = 2;
 

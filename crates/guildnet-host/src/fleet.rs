@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use guildnet_kube::ClusterAccess;
-use guildnet_model::{Class, ClusterId, ConnectorSpec, Secret, StartConnector, Target};
+use guildnet_model::{Class, ClusterId, ConnectorSpec, Networks, Secret, StartConnector, Target};
 use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
 
@@ -33,8 +33,9 @@ pub(crate) struct Fleet {
 
 struct Member {
     record: ClusterRecord,
+    /// None for a cluster that is disconnected on request.
     actor: Option<ClusterActor>,
-    /// A record that can't be used has no actor, and this reason.
+    /// A record that can't be used has no actor either, and this reason.
     unusable: Option<HostError>,
 }
 
@@ -78,9 +79,12 @@ impl Fleet {
             let mut members = self.members_mut();
             let gone: Vec<ClusterId> =
                 members.keys().filter(|id| !records.iter().any(|r| r.id == **id)).cloned().collect();
-            let changed =
-                records.into_iter().filter(|r| members.get(&r.id).is_none_or(|m| needs_restart(&m.record, r)));
-            coming.extend(changed.collect::<Vec<_>>());
+            for record in records {
+                match members.get_mut(&record.id) {
+                    Some(member) if !needs_restart(&member.record, &record) => member.record = record,
+                    _ => coming.push(record),
+                }
+            }
             for id in gone.iter().chain(coming.iter().map(|r| &r.id)) {
                 leaving.extend(members.remove(id).and_then(|m| m.actor));
             }
@@ -90,8 +94,11 @@ impl Fleet {
         join_all(leaving.into_iter().map(ClusterActor::stop)).await;
         let mut changes = Changes { started: Vec::new(), stopped };
         for record in coming {
-            changes.started.push(record.id.clone());
+            if !record.disconnected {
+                changes.started.push(record.id.clone());
+            }
             let (actor, unusable) = match spec(&record) {
+                Ok(_) if record.disconnected => (None, None),
                 Ok(spec) => (Some(ClusterActor::spawn(spec, Arc::clone(&self.connectors))), None),
                 Err(why) => (None, Some(why)),
             };
@@ -130,13 +137,25 @@ impl Fleet {
         match members.get(id) {
             Some(Member { actor: Some(actor), .. }) => Ok(actor.handle.clone()),
             Some(Member { unusable: Some(why), .. }) => Err(why.clone()),
-            _ => Err(HostError::unknown_cluster(id, &members.keys().cloned().collect::<Vec<_>>())),
+            Some(Member { unusable: None, .. }) => Err(disconnected(id)),
+            None => Err(HostError::unknown_cluster(id, &members.keys().cloned().collect::<Vec<_>>())),
         }
     }
 
     /// Why records can't be used, by cluster.
     pub(crate) fn unusable(&self) -> Vec<HostError> {
         self.members().values().filter_map(|m| m.unusable.clone()).collect()
+    }
+
+    /// The clusters that are disconnected on request, with their networks, by id.
+    pub(crate) fn disconnected(&self) -> Vec<(ClusterId, Networks)> {
+        let resting = |m: &&Member| m.actor.is_none() && m.unusable.is_none();
+        self.members().values().filter(resting).map(|m| (m.record.id.clone(), m.record.routes.clone())).collect()
+    }
+
+    /// The key with which new routers of a cluster join, if it is kept here.
+    pub(crate) fn router_key(&self, id: &ClusterId) -> Option<Secret<String>> {
+        self.members().get(id).and_then(|m| m.record.router_auth_key.clone())
     }
 
     /// Keeps what was found out about a cluster's API server, so that the next start knows it.
@@ -186,6 +205,13 @@ impl Fleet {
 fn needs_restart(old: &ClusterRecord, new: &ClusterRecord) -> bool {
     let ignored = ["router key", "API server address", "cluster UID", "namespace", "namespace number"];
     old.differences(new).iter().any(|field| !ignored.contains(field))
+}
+
+/// The error for a cluster that is disconnected on request.
+pub(crate) fn disconnected(id: &ClusterId) -> HostError {
+    HostError::new(Class::Unreachable, "it is disconnected on request")
+        .with_hint(format!("guildnet cluster connect {id}"))
+        .of_cluster(id)
 }
 
 /// What is wanted of the cluster that a record describes.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ClusterStatus, HostError, Progress, Settings, StatusReport,
-    cluster::ClusterDialer,
+    cluster::{ClusterDialer, DisconnectedDialer},
     daemon::Instance,
     door::{Door, HostApi},
     error::Explained as _,
@@ -163,19 +163,20 @@ impl HostApi for Api {
     }
 
     fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
-        Box::pin(async { status::of_clusters(&self.fleet.handles()).await })
+        Box::pin(async { status::of_clusters(&self.fleet).await })
     }
 
     fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
-        Box::pin(async move {
-            let handle = self.fleet.handle(id).ok()?;
-            Some(status::of_cluster(&handle).await)
-        })
+        Box::pin(async move { status::of_id(&self.fleet, id).await })
     }
 
     fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>> {
-        let handle = self.fleet.handle(id).ok()?;
-        Some(Arc::new(ClusterDialer(handle)))
+        if let Ok(handle) = self.fleet.handle(id) {
+            return Some(Arc::new(ClusterDialer(handle)));
+        }
+        // Known, and not to be dialled: said as the state of any other connector that is not ready.
+        let resting = self.fleet.disconnected().iter().any(|(of, _)| of == id);
+        resting.then(|| Arc::new(DisconnectedDialer(id.clone())) as Arc<dyn Dialer>)
     }
 
     fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {

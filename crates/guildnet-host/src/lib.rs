@@ -12,6 +12,7 @@ mod add;
 pub mod certs;
 pub mod client;
 mod cluster;
+mod connect;
 mod contexts;
 pub mod daemon;
 pub mod door;
@@ -20,6 +21,7 @@ mod error;
 mod fake;
 mod fleet;
 mod host;
+mod keys;
 mod managed;
 mod namespace;
 mod networks;
@@ -28,6 +30,8 @@ mod pki;
 mod preflight;
 mod progress;
 mod reach;
+mod remove;
+mod rotate;
 mod router;
 mod server;
 mod settings;
@@ -35,17 +39,21 @@ mod status;
 mod up;
 pub mod verify;
 
-pub use add::{AddRequest, ClusterInfo, Removed, cluster_add, cluster_list, cluster_remove, cluster_show};
+pub use add::{AddRequest, ClusterInfo, cluster_add, cluster_list, cluster_show};
 pub use certs::regen_certs;
+pub use connect::{ConnectionChange, cluster_connect};
 pub use contexts::contexts;
 pub use error::HostError;
 pub use host::{Deps, Drain, Host, HostConfig, serve};
+pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse, keys_list};
 pub use managed::{
     AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan,
     headscale_backup, headscale_down, headscale_serve, headscale_status, headscale_up, unit,
 };
 pub use namespace::{NamespaceReport, namespace_and_keys};
 pub use progress::{Progress, Silent};
+pub use remove::{RemoveRequest, Removed, cluster_remove, router_remove};
+pub use rotate::{Rotated, keys_rotate};
 pub use router::{RouterReport, RouterRequest, Via, router_ensure, router_manifest, router_status};
 pub use settings::{DEFAULT_LISTEN, KeysAtHand, Settings};
 pub use status::{ClusterStatus, DialSession, StatusReport, dial, status, token};

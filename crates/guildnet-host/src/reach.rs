@@ -127,7 +127,8 @@ async fn through_connector(
 ) -> Result<Reached, HostError> {
     let mut spec = fleet::spec(record)?;
     spec.access = access.clone();
-    if let Some(host) = ways.host {
+    // The Host App does not hold the connector of a cluster that is disconnected on request.
+    if let Some(host) = ways.host.filter(|_| !record.disconnected) {
         // The Host App knows the address if it was ever found; the usual place is tried otherwise.
         let address = spec.api_address.or_else(|| first_service_address(record));
         let api = ApiServer::new(&ApiServerSpec { access: access.clone(), address }, host.dialer(id));

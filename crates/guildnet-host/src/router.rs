@@ -7,8 +7,9 @@ use std::{
 
 use guildnet_headscale::{NamespaceFile, ServerFeatures};
 use guildnet_kube::{ApiServer, ClusterAccess, RouterPlan, RouterStatus, router as kube_router};
-use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber, via6};
+use guildnet_model::{Class, ClusterId, Explain as _, Networks, Secret, SiteNumber, via6};
 use guildnet_store::ClusterRecord;
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::timeout;
 use url::Url;
@@ -110,6 +111,54 @@ impl Sources {
         })
     }
 
+    /// The login server, with the API key if it is the one that the key is of.
+    fn server(&self, settings: &Settings, known: &Known) -> Result<Server, HostError> {
+        let api_key = known.headscale(settings).filter(|h| h.url == self.login_server).and_then(|h| h.api_key);
+        Server::new(&self.login_server, api_key, self.ca_pem.as_deref())
+    }
+
+    /// Makes a new key if the server does not take the one that is held, or not for long: ended, removed with its namespace, or
+    /// unknown to a server that was restored from a backup. It is kept before it is used.
+    async fn renew_key(
+        &mut self,
+        settings: &Settings,
+        id: &ClusterId,
+        known: &Known,
+        server: &Server,
+        progress: &dyn Progress,
+    ) -> Result<(), HostError> {
+        let held = NamespaceFile {
+            cluster: id.clone(),
+            namespace_id: None,
+            login_server: self.login_server.clone(),
+            router_auth_key: self.auth_key.clone(),
+            router_key_expires: None,
+            client_auth_key: None,
+            client_key_expires: None,
+            site: self.site,
+            routes: None,
+            ca_pem: None,
+        };
+        let (made, new) = server.ensure_router_key(&held).await?;
+        if new {
+            progress.step(Some(id), "router key made");
+        }
+        self.site = made.site;
+        self.auth_key = made.router_auth_key;
+        match known.record(id) {
+            Some(record) if record.router_auth_key != self.auth_key => {
+                let record = ClusterRecord {
+                    router_auth_key: self.auth_key.clone(),
+                    namespace_id: made.namespace_id,
+                    updated: Timestamp::now(),
+                    ..record.clone()
+                };
+                keep(settings, &record).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn plan(&self, settings: &Settings, id: &ClusterId, routes: Networks, features: ServerFeatures) -> RouterPlan {
         let mut plan = RouterPlan::new(id.clone(), self.login_server.clone(), routes);
         plan.site_routes = site_routes(&plan.routes, self.site, features);
@@ -186,9 +235,8 @@ pub async fn router_ensure(
 ) -> Result<RouterReport, HostError> {
     let id = request.id.clone();
     let known = Known::read(settings).await?;
-    let sources = Sources::gather(settings, &request, &known)?;
-    let api_key = known.headscale(settings).filter(|h| h.url == sources.login_server).and_then(|h| h.api_key);
-    let server = Server::new(&sources.login_server, api_key, sources.ca_pem.as_deref())?;
+    let mut sources = Sources::gather(settings, &request, &known)?;
+    let server = sources.server(settings, &known)?;
     let reached = reach_router(settings, &request, &known).await?;
     progress.step(
         Some(&id),
@@ -198,18 +246,47 @@ pub async fn router_ensure(
             "API server reached through the connector"
         },
     );
-    let record = known.record(&id);
-    let mut outcome = ensure(settings, &id, &sources, record, &server, &reached, progress).await;
+    let mut outcome = async {
+        // A key that was given by hand is taken as it is.
+        if server.has_key() && settings.auth_key.is_none() {
+            sources.renew_key(settings, &id, &known, &server, progress).await?;
+        }
+        // Read again: it holds the new key.
+        let known = Known::read(settings).await?;
+        ensure(settings, &id, &sources, known.record(&id), &server, &reached, progress).await
+    }
+    .await;
     let via = reached.via;
     reached.close().await;
     if outcome.is_ok()
-        && record.is_some()
+        && known.record(&id).is_some()
         && let Some(host) = HostClient::discover(&settings.home)?
         && let Err(why) = host.reload().await
     {
         outcome = Err(why.while_doing("the router is connected, but the Host App does not take up its networks"));
     }
     outcome.map(|router| RouterReport { id: id.clone(), via, router: Some(router) }).map_err(|e| e.of_cluster(&id))
+}
+
+/// Stores a record that changed in what its connector does not use; a running Host App takes it over.
+pub(crate) async fn keep(settings: &Settings, record: &ClusterRecord) -> Result<(), HostError> {
+    let store = fleet::open_store(settings).await?;
+    let stored = store.replace(record).await.explained_of(&record.id);
+    store.close().await;
+    stored?;
+    match HostClient::discover(&settings.home)? {
+        Some(host) => host.reload().await,
+        None => Ok(()),
+    }
+}
+
+/// The server at which a cluster's routers log in; `None` if none is known.
+pub(crate) fn server(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<Option<Server>, HostError> {
+    match Sources::gather(settings, request, known) {
+        Ok(sources) => sources.server(settings, known).map(Some),
+        Err(why) if why.class() == Class::Usage => Ok(None),
+        Err(why) => Err(why),
+    }
 }
 
 async fn ensure(
@@ -241,6 +318,7 @@ async fn ensure(
     let status = deploy(&reached.api, &plan, progress).await?;
     if server.has_key() {
         server.serve_routes(id, &routes, sources.site, progress).await?;
+        server.forget_dead_routers(id, &plan.hostname, status.desired, progress).await?;
     }
     Ok(status)
 }
@@ -289,7 +367,11 @@ async fn adopt(
     stored.map(|()| record.router_auth_key.filter(|key| old_key.as_ref() != Some(key)))
 }
 
-async fn reach_router(settings: &Settings, request: &RouterRequest, known: &Known) -> Result<Reached, HostError> {
+pub(crate) async fn reach_router(
+    settings: &Settings,
+    request: &RouterRequest,
+    known: &Known,
+) -> Result<Reached, HostError> {
     let record = known.record(&request.id);
     let access = access(settings, request, known)?;
     let host = HostClient::discover(&settings.home)?.filter(|_| record.is_some());

@@ -2,6 +2,9 @@
 //!
 //! Without an API key only its health and version are asked; everything else needs one.
 
+mod keys;
+mod removal;
+
 use std::time::{Duration, Instant};
 
 use guildnet_headscale::{
@@ -220,32 +223,6 @@ impl Server {
             self.client.delete_node(node.id).await.explained()?;
         }
         Ok(())
-    }
-
-    /// Removes what the server holds of a cluster: nodes, keys, namespace, its place in the policy. Returns what it was.
-    pub(crate) async fn remove(&self, cluster: &ClusterId) -> Result<Vec<String>, HostError> {
-        let mut removed = Vec::new();
-        let nodes = self.nodes().await?;
-        for node in routers_of(&nodes, cluster).into_iter().chain(clients_of(&nodes, cluster)) {
-            self.client.delete_node(node.id).await.explained()?;
-            removed.push(format!("node {} on Headscale", node.name));
-        }
-        let features = self.features().await?;
-        let forget = [cluster.clone()];
-        let request = PolicyRequest { clusters: &[], forget: &forget, merge: true };
-        if apply_policy(&self.client, features, &request).await.explained()?.diff.is_some() {
-            removed.push("its place in the policy".to_owned());
-        }
-        if let Some(user) = self.client.user(&cluster.namespace()).await.explained()? {
-            for key in self.client.keys(user.id).await.explained()? {
-                if key.is_usable(jiff::Timestamp::now()) {
-                    self.client.expire_key(&key).await.explained()?;
-                }
-            }
-            self.client.delete_user(user.id).await.explained()?;
-            removed.push(format!("namespace {} and its keys", user.name));
-        }
-        Ok(removed)
     }
 }
 

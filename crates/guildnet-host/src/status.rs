@@ -3,7 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use guildnet_model::{ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, PathKind, Secret, Target};
+use guildnet_model::{
+    ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, Networks, PathKind, Secret, Target,
+};
+use guildnet_store::ClusterRecord;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,13 +21,17 @@ use crate::{
     host::Deps,
 };
 
+/// The state of a cluster that a person has disconnected.
+pub(crate) const DISCONNECTED: &str = "disconnected";
+
 /// One cluster in [`StatusReport`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// Its id.
     pub id: ClusterId,
-    /// The connector's state, one word: `ready`, `starting`, `needs_key`, ...; `not_running` if no Host App runs.
+    /// The connector's state, one word: `ready`, `starting`, `needs_key`, ...; `not_running` if no Host App runs,
+    /// `disconnected` if a person wants it so.
     pub state: String,
     /// The state in words, with the cause.
     pub detail: String,
@@ -37,6 +45,9 @@ pub struct ClusterStatus {
     pub addresses: Vec<String>,
     /// The node key, as `nodekey:<hex>`: public.
     pub node_key: Option<String>,
+    /// When the node key ends, if it does.
+    #[serde(default)]
+    pub key_expires: Option<Timestamp>,
     /// The path to its router: `direct`, `relay`, `idle`.
     pub path: Option<String>,
     /// The router in use.
@@ -76,26 +87,36 @@ pub async fn status(settings: &Settings) -> Result<StatusReport, HostError> {
         Some(store) => {
             let records = store.list().await.explained();
             store.close().await;
-            records?.iter().map(|r| not_running(&r.id, r.routes.clone().into())).collect()
+            let of = |r: &ClusterRecord| match r.disconnected {
+                true => disconnected(&r.id, &r.routes),
+                false => at_rest(&r.id, "not_running", "the Host App is not running", &r.routes),
+            };
+            records?.iter().map(of).collect()
         }
         None => vec![],
     };
     Ok(StatusReport { running: false, pid: None, url: None, version: None, clusters })
 }
 
-fn not_running(id: &ClusterId, routes: Vec<String>) -> ClusterStatus {
+/// The status of a cluster that a person has disconnected.
+fn disconnected(id: &ClusterId, routes: &Networks) -> ClusterStatus {
+    at_rest(id, DISCONNECTED, &format!("on request; to connect it: guildnet cluster connect {id}"), routes)
+}
+
+fn at_rest(id: &ClusterId, state: &str, detail: &str, routes: &Networks) -> ClusterStatus {
     ClusterStatus {
         id: id.clone(),
-        state: "not_running".into(),
-        detail: "the Host App is not running".into(),
+        state: state.into(),
+        detail: detail.into(),
         since_secs: 0,
         usable: false,
         node: None,
         addresses: vec![],
         node_key: None,
+        key_expires: None,
         path: None,
         router: None,
-        routes,
+        routes: routes.clone().into(),
         flows: 0,
     }
 }
@@ -107,17 +128,28 @@ pub(crate) async fn of_running(fleet: &Fleet) -> StatusReport {
         pid: Some(std::process::id()),
         url: None,
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        clusters: of_clusters(&fleet.handles()).await,
+        clusters: of_clusters(fleet).await,
     }
 }
 
-/// All clusters at once.
-pub(crate) async fn of_clusters(handles: &[ClusterHandle]) -> Vec<ClusterStatus> {
-    join_all(handles.iter().map(of_cluster)).await
+/// All clusters at once, by id.
+pub(crate) async fn of_clusters(fleet: &Fleet) -> Vec<ClusterStatus> {
+    let mut all = join_all(fleet.handles().iter().map(of_cluster)).await;
+    all.extend(fleet.disconnected().iter().map(|(id, routes)| disconnected(id, routes)));
+    all.sort_by(|x, y| x.id.cmp(&y.id));
+    all
+}
+
+/// One cluster; `None` if there is none of that id.
+pub(crate) async fn of_id(fleet: &Fleet, id: &ClusterId) -> Option<ClusterStatus> {
+    match fleet.handle(id) {
+        Ok(handle) => Some(of_cluster(&handle).await),
+        Err(_) => fleet.disconnected().iter().find(|(of, _)| of == id).map(|(id, routes)| disconnected(id, routes)),
+    }
 }
 
 /// One cluster, from what its connector shows.
-pub(crate) async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
+async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
     let snapshot = handle.snapshot().await;
     let routes = handle.networks().clone().into();
     let status = snapshot.as_ref().map_or_else(|| handle.status(), |s| s.status.clone());
@@ -132,6 +164,7 @@ pub(crate) async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
         usable,
         addresses: status.node.iter().flat_map(|n| &n.addresses).map(ToString::to_string).collect(),
         node_key: status.node.as_ref().map(|n| n.node_key.clone()),
+        key_expires: status.node.as_ref().and_then(|n| Timestamp::try_from(n.key_expiry?).ok()),
         node: status.node.map(|n| n.name),
         path: path.map(|p| p.to_string()),
         router,
@@ -215,6 +248,9 @@ pub async fn dial(
         }
         None => return Err(HostError::unknown_cluster(cluster, &[])),
     };
+    if record.disconnected {
+        return Err(fleet::disconnected(cluster));
+    }
     let spec = fleet::spec(&record)?;
     progress.step(Some(cluster), "no Host App runs: starting a connector for this dial");
     let actor = ClusterActor::spawn(spec, Deps::real()?.connectors);

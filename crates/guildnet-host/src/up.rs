@@ -7,6 +7,7 @@
 mod at_hand;
 pub(crate) mod inspect;
 pub(crate) mod join;
+pub(crate) mod moved;
 pub(crate) mod plan;
 
 use std::{
@@ -113,7 +114,8 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     if host.is_none() && request.start_host {
         port_is_free(settings)?;
     }
-    let mut known = Known::read(settings).await?;
+    let known = Known::read(settings).await?;
+    let (mut known, moved) = moved::follow(settings, known, !wanted.is_empty(), progress).await?;
     if wanted.is_empty() && known.records.is_empty() {
         return Err(HostError::new(Class::Usage, "no cluster was named, and none is known from before")
             .with_hint("guildnet up --cluster ID=KUBECONFIG"));
@@ -127,7 +129,9 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     let deps = Deps::real()?;
     let mut outcomes: Vec<ClusterUp> = Vec::new();
     if wanted.is_empty() {
-        outcomes.extend(known.records.iter().map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
+        let connected = known.records.iter().filter(|r| !r.disconnected);
+        outcomes.extend(connected.map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
+        moved::routers(settings, &moved, &mut outcomes, progress).await?;
     } else {
         let headscale = known.headscale(settings);
         let headscale = headscale.map_or_else(|| at_hand::server(&files), |h| Ok(Some(h)))?.ok_or_else(no_server)?;
@@ -147,7 +151,7 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     }
     outcomes.sort_by(|x, y| x.id.cmp(&y.id));
     let mut report = UpReport { clusters: outcomes, host: None, verify: None };
-    if report.clusters.iter().all(|c| c.outcome.is_err()) {
+    if !report.clusters.is_empty() && report.clusters.iter().all(|c| c.outcome.is_err()) {
         return Ok(report);
     }
     if request.start_host {
@@ -285,7 +289,7 @@ async fn set_up(
     let ready = match made {
         Ok(members) => {
             let headscale = &at_hand.headscale;
-            write_records(settings, known, &store, headscale, inspected, &members).await.map(|()| members)
+            write_records(settings, known, &store, server, headscale, inspected, &members).await.map(|()| members)
         }
         Err(why) => Err(why),
     };
@@ -363,11 +367,13 @@ async fn write_records(
     settings: &Settings,
     known: &Known,
     store: &Store,
+    server: &Server,
     headscale: &HeadscaleRecord,
     inspected: &[Inspected],
     members: &[NamespaceFile],
 ) -> Result<(), HostError> {
     let now = Timestamp::now();
+    moved::remember(store, server).await;
     if known.headscale.as_ref() != Some(headscale) {
         store.put_headscale(headscale).await.explained()?;
     }
@@ -390,6 +396,8 @@ async fn write_records(
             site: member.site,
             api_address: Some(seen.api_address.addr()),
             cluster_uid: Some(seen.uid.clone()),
+            // Who names a cluster wants it connected.
+            disconnected: false,
             created: old.map_or(now, |r| r.created),
             updated: now,
         };
@@ -416,9 +424,10 @@ async fn routers(
             let outcome = async {
                 let features = features.as_ref().map_err(Clone::clone)?;
                 let plan = router::plan(settings, &member, &seen.routes, *features);
-                router::deploy(&seen.reached.api, &plan, progress).await?;
+                let status = router::deploy(&seen.reached.api, &plan, progress).await?;
                 if server.has_key() {
                     server.serve_routes(&id, &seen.routes, member.site, progress).await?;
+                    server.forget_dead_routers(&id, &plan.hostname, status.desired, progress).await?;
                 }
                 Ok(())
             }

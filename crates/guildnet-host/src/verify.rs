@@ -6,6 +6,7 @@
 
 mod cluster;
 mod context;
+mod expiry;
 mod isolation;
 mod kube;
 mod list;
@@ -23,7 +24,9 @@ use self::{
     context::{CheckContext, Shared},
     list::CHECKS,
 };
-use crate::{HostError, Progress, Settings, client::HostClient, fleet, fleet::Fleet, host::Deps};
+use crate::{
+    HostError, Progress, Settings, client::HostClient, cluster::ClusterHandle, fleet, fleet::Fleet, host::Deps,
+};
 
 /// Runs all checks on the given clusters (on all that are known if none is given): in the running Host App, else here,
 /// with connectors that are started for it. Isolation is asked against all clusters that are known, given or not.
@@ -58,15 +61,24 @@ pub(crate) async fn verify_fleet(fleet: &Fleet, ids: &[ClusterId]) -> Result<Rep
     {
         return Err(why);
     }
-    let asked = fleet.handles_of(ids)?;
-    if asked.is_empty() {
+    // What a person has disconnected is not required to work: it is in the report, without checks.
+    let mut resting: Vec<ClusterId> = fleet.disconnected().into_iter().map(|(id, _)| id).collect();
+    let wanted: Vec<ClusterId> = ids.iter().filter(|id| !resting.contains(id)).cloned().collect();
+    let asked = if wanted.len() < ids.len() && wanted.is_empty() { vec![] } else { fleet.handles_of(&wanted)? };
+    resting.retain(|id| ids.is_empty() || ids.contains(id));
+    if asked.is_empty() && resting.is_empty() {
         return Err(nothing_known());
     }
     let shared = Arc::new(Shared::new(fleet.server().await?, fleet.handles()));
     let server = CheckContext::new(Arc::clone(&shared), None);
-    let contexts: Vec<(ClusterId, CheckContext)> =
-        asked.iter().map(|c| (c.id().clone(), CheckContext::new(Arc::clone(&shared), Some(c.clone())))).collect();
-    let report = schedule::run_all(CHECKS, &server, &contexts).await;
+    let context = |c: &ClusterHandle| {
+        let context = CheckContext::new(Arc::clone(&shared), Some(c.clone()));
+        (c.id().clone(), context.with_router_key(fleet.router_key(c.id())))
+    };
+    let contexts: Vec<(ClusterId, CheckContext)> = asked.iter().map(context).collect();
+    let mut report = schedule::run_all(CHECKS, &server, &contexts).await;
+    report.clusters.extend(resting.iter().map(|id| ClusterReport::of(Some(id), vec![])));
+    report.clusters.sort_by(|x, y| x.id.cmp(&y.id));
     for cluster in &asked {
         fleet.remember(cluster).await;
     }

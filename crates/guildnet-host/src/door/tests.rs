@@ -32,6 +32,7 @@ impl Fake {
             node: None,
             addresses: vec![],
             node_key: None,
+            key_expires: None,
             path: None,
             router: None,
             routes: vec!["10.96.0.0/16".into()],

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use futures_util::future::join_all;
 use guildnet_headscale::NamespaceFile;
 use guildnet_model::{Class, ClusterId};
 use jiff::Timestamp;
@@ -13,6 +14,7 @@ use crate::{
     client::HostClient,
     error::Explained as _,
     fleet,
+    router::{self, RouterRequest, Via},
     server::{Keys, Wanted},
 };
 
@@ -48,7 +50,7 @@ pub(super) async fn wait(
     let mut waiting: Vec<ClusterId> = clusters.iter().filter(|c| c.outcome.is_ok()).map(|c| c.id.clone()).collect();
     let mut healed: Vec<ClusterId> = Vec::new();
     let mut told: BTreeMap<ClusterId, String> = BTreeMap::new();
-    let end = Instant::now() + JOIN_LIMIT;
+    let mut end = Instant::now() + JOIN_LIMIT;
     loop {
         let seen = host.clusters().await?;
         waiting.retain(|id| {
@@ -68,15 +70,24 @@ pub(super) async fn wait(
             .filter(|s| s.state == NEEDS_KEY && waiting.contains(&s.id) && !healed.contains(&s.id))
             .map(|s| (s.id.clone(), s.node_key.clone()))
             .collect();
+        let mut rekeyed = Vec::new();
         for (id, node_key) in refused {
             progress.step(Some(&id), "the server refuses the connector: making a new key");
-            if let Err(why) = heal(settings, &id, node_key.as_deref(), progress).await {
-                waiting.retain(|w| *w != id);
-                note(clusters, &id, why);
-            } else {
-                host.reload().await?;
+            match heal(settings, &id, node_key.as_deref(), progress).await {
+                Err(why) => {
+                    waiting.retain(|w| *w != id);
+                    note(clusters, &id, why);
+                }
+                Ok(routers_too) => {
+                    host.reload().await?;
+                    rekeyed.extend(routers_too.then(|| id.clone()));
+                }
             }
             healed.push(id);
+        }
+        if !rekeyed.is_empty() {
+            give_routers(settings, &rekeyed, progress).await;
+            end = Instant::now() + JOIN_LIMIT;
         }
         if waiting.is_empty() {
             return Ok(());
@@ -104,13 +115,31 @@ fn late(seen: Option<&ClusterStatus>) -> HostError {
         .with_hint("run 'guildnet verify' to see which link is broken")
 }
 
-/// Makes a new client key and stores it; an expired node of this device is deleted, so that a new one can join.
+/// Gives routers their new key where their cluster is reached directly: without routers there is no other way. The server did
+/// not know the old one, so it does not know them either: it was restored from a backup.
+async fn give_routers(settings: &Settings, clusters: &[ClusterId], progress: &dyn Progress) {
+    let given = clusters.iter().map(|id| async move {
+        let request = RouterRequest { id: id.clone(), kubeconfig: None, from: None, routes: None, via: Via::Direct };
+        if let Err(why) = router::router_ensure(settings, request, progress).await {
+            // The cluster's outcome is told by its connector, which may reach a router all the same.
+            let hint = format!("guildnet router manifest {id} --with-key | kubectl apply --server-side -f -");
+            progress.step(
+                Some(id),
+                &format!("its routers did not get their new key ({}); on its side: {hint}", why.message()),
+            );
+        }
+    });
+    join_all(given).await;
+}
+
+/// Makes a new client key and stores it; an expired node of this device is deleted, so that a new one can join. `true`: the
+/// routers' key is new too.
 async fn heal(
     settings: &Settings,
     id: &ClusterId,
     node_key: Option<&str>,
     progress: &dyn Progress,
-) -> Result<(), HostError> {
+) -> Result<bool, HostError> {
     let known = Known::read(settings).await?;
     let (Some(record), Some(server)) = (known.record(id), known.server(settings)?) else {
         return Err(needs_key(id));
@@ -128,7 +157,9 @@ async fn heal(
     };
     let made = server.set_up(&[wanted], false, progress).await?;
     let mut record = record.clone();
+    let old_router_key = record.router_auth_key.clone();
     for file in made {
+        record.namespace_id = file.namespace_id;
         record.client_auth_key = file.client_auth_key;
         record.router_auth_key = file.router_auth_key;
     }
@@ -136,7 +167,7 @@ async fn heal(
     let store = fleet::open_store(settings).await?;
     let stored = store.replace(&record).await.explained();
     store.close().await;
-    stored
+    stored.map(|()| record.router_auth_key != old_router_key)
 }
 
 /// The error for a connector that the server refuses where no new key can be made.

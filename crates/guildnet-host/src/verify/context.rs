@@ -9,7 +9,7 @@ use std::{
 
 use guildnet_headscale::Node;
 use guildnet_kube::{ApiServer, ApiServerSpec, DirectDialer, KubeError, Readyz};
-use guildnet_model::{ConnectorSnapshot, DialError, Explain as _, Target};
+use guildnet_model::{ConnectorSnapshot, DialError, Explain as _, Secret, Target};
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{HostError, cluster::ClusterHandle, server::Server};
@@ -42,6 +42,7 @@ pub(super) struct CheckContext {
     /// What all scopes share.
     pub(super) shared: Arc<Shared>,
     cluster: Option<ClusterHandle>,
+    router_key: Option<Secret<String>>,
     address: OnceCell<Result<Target, KubeError>>,
     dialled: OnceCell<Result<Duration, DialError>>,
     readyz: OnceCell<Result<Readyz, KubeError>>,
@@ -49,7 +50,24 @@ pub(super) struct CheckContext {
 
 impl CheckContext {
     pub(super) fn new(shared: Arc<Shared>, cluster: Option<ClusterHandle>) -> Self {
-        Self { shared, cluster, address: OnceCell::new(), dialled: OnceCell::new(), readyz: OnceCell::new() }
+        Self {
+            shared,
+            cluster,
+            router_key: None,
+            address: OnceCell::new(),
+            dialled: OnceCell::new(),
+            readyz: OnceCell::new(),
+        }
+    }
+
+    /// With the key that is kept for the cluster's routers.
+    pub(super) fn with_router_key(self, router_key: Option<Secret<String>>) -> Self {
+        Self { router_key, ..self }
+    }
+
+    /// The key that is kept for the cluster's routers.
+    pub(super) fn router_key(&self) -> Option<&Secret<String>> {
+        self.router_key.as_ref()
     }
 
     /// The cluster that is asked about.

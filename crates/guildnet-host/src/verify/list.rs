@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Outcome, cluster,
     context::{ANSWER_LIMIT, CheckContext, LATE, SETTLE, any_way, dial, said, snapshot},
+    expiry::{self, RouterKey},
     isolation::{self, Attempt, PairSeen},
     kube::{self, DaemonSetSeen},
     membership::{self, OwnNode},
@@ -50,6 +51,12 @@ pub(super) const CHECKS: &[Check<CheckContext>] = &[
         Box::pin(namespace(c))
     }),
     cluster_check("keys.valid", "Is the connector registered with a valid key?", &[], |c| Box::pin(keys(c))),
+    cluster_check("keys.router", "Could the router of a new node join?", &["headscale.api-key"], |c| {
+        Box::pin(router_key(c))
+    }),
+    cluster_check("connector.login-server", "Does the connector log in at the Headscale server?", &[], |c| {
+        Box::pin(login_server(c))
+    }),
     cluster_check("router.connected", "Is one of the cluster's routers online?", &["headscale.api-key"], |c| {
         Box::pin(routers(c))
     }),
@@ -124,9 +131,30 @@ async fn headscale_reachable(c: &CheckContext) -> Outcome {
 
 async fn headscale_key(c: &CheckContext) -> Outcome {
     match c.server_with_key() {
-        Some(known) => server::api_key(&c.users(known).await.as_ref().map(|_| ()).map_err(Clone::clone)),
+        Some(known) => match c.users(known).await {
+            // Whether its end can be told does not matter as long as it is accepted.
+            Ok(_) => expiry::api_key(known.own_api_key().await.unwrap_or_default().as_ref(), Timestamp::now()),
+            Err(why) => server::api_key_refused(why),
+        },
         None => NO_KEY,
     }
+}
+
+async fn router_key(c: &CheckContext) -> Outcome {
+    let Some(known) = c.server_with_key() else { return NO_KEY };
+    let cluster = c.cluster().id();
+    match known.keys_of(cluster).await {
+        Ok(listed) => {
+            let now = Timestamp::now();
+            expiry::router_key(cluster, RouterKey::of(c.router_key(), &listed, now), now)
+        }
+        Err(why) => failed(&why),
+    }
+}
+
+async fn login_server(c: &CheckContext) -> Outcome {
+    let server = c.shared.server.as_ref().map(crate::server::Server::url);
+    membership::login_server(c.cluster().id(), &c.cluster().spec().connector.login_server, server)
 }
 
 async fn headscale_version(c: &CheckContext) -> Outcome {
@@ -207,7 +235,12 @@ async fn served(c: &CheckContext) -> Outcome {
     cluster.settled(SETTLE).await;
     match snapshot(cluster).await {
         Some(seen) => {
-            membership::routes_served(cluster.id(), cluster.networks(), cluster.spec().connector.site, &seen.peers)
+            let listed = match c.server_with_key() {
+                Some(known) => c.nodes(known).await.as_deref().ok(),
+                None => None,
+            };
+            let site = cluster.spec().connector.site;
+            membership::routes_served(cluster.id(), cluster.networks(), site, &seen.peers, listed)
         }
         None => Outcome::skip("no connector runs"),
     }

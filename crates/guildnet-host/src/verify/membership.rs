@@ -9,8 +9,9 @@ use guildnet_model::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
+use url::Url;
 
-use super::Outcome;
+use super::{Outcome, expiry};
 
 /// A key that ends sooner than this is worth a warning: a week leaves time to act.
 const NEAR_END: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -60,7 +61,12 @@ pub(super) fn keys(cluster: &ClusterId, status: &ConnectorStatus, own: &OwnNode,
     match node.key_expiry.map(|end| end.duration_since(now)) {
         Some(Err(_)) => Outcome::fail(format!("the key of node {} has expired", node.name), mend),
         Some(Ok(left)) if left < NEAR_END => {
-            Outcome::warn(format!("the key of node {} ends in {} h", node.name, left.as_secs() / 3600), mend)
+            let end = Timestamp::try_from(now + left).unwrap_or(Timestamp::MAX);
+            let now = Timestamp::try_from(now).unwrap_or(end);
+            Outcome::warn(
+                format!("the key of node {} ends in {}", node.name, expiry::left(now, end)),
+                format!("guildnet headscale keys rotate {cluster}"),
+            )
         }
         _ => Outcome::pass(format!("registered as {}, key valid", node.name)),
     }
@@ -106,8 +112,11 @@ pub(super) fn routes_approved(
     routers: &[&Node],
 ) -> Outcome {
     let mend = format!("guildnet router ensure {cluster}");
-    // Any of the cluster's routers will do, offline ones too: whether one is connected is another question.
-    let lacking = routers.iter().map(|r| (r, missing(networks, site, &r.approved_routes)));
+    // Any of the cluster's routers will do. An approval for one that is gone serves nobody, so those count only where none is
+    // connected: that is another check's finding.
+    let any_online = routers.iter().any(|r| r.online);
+    let counted = routers.iter().filter(|r| r.online || !any_online);
+    let lacking = counted.map(|r| (r, missing(networks, site, &r.approved_routes)));
     match lacking.min_by_key(|(router, lacks)| (lacks.len(), !router.online)) {
         None => Outcome::fail(format!("the server knows no node tagged {}", cluster.router_tag()), mend),
         Some((router, lacks)) if lacks.is_empty() => Outcome::pass(format!("{networks} approved for {}", router.name)),
@@ -115,26 +124,60 @@ pub(super) fn routes_approved(
     }
 }
 
+/// `listed`: the server's nodes, where they can be asked for.
 pub(super) fn routes_served(
     cluster: &ClusterId,
     networks: &Networks,
     site: Option<SiteNumber>,
     peers: &[PeerInfo],
+    listed: Option<&[Node]>,
 ) -> Outcome {
     let mend = format!("guildnet router ensure {cluster}, then guildnet up");
     let own: Vec<&PeerInfo> = peers.iter().filter(|p| p.trusted).collect();
-    let routes: Vec<IpNet> = own.iter().flat_map(|p| p.routes.iter().copied()).collect();
-    let lacks = missing(networks, site, &routes);
-    let names: Vec<&str> = own.iter().map(|p| p.name.as_str()).collect();
     if own.is_empty() {
         return Outcome::fail("the connector's network map names no router of this cluster", mend);
     }
-    if !lacks.is_empty() {
-        let other = peers.iter().find(|p| !p.trusted && networks.as_slice().iter().any(|n| holds(&p.routes, *n, site)));
-        let taken = other.map(|p| format!("; {} of another cluster has it instead", p.name)).unwrap_or_default();
-        return Outcome::fail(format!("{} not served by {}{taken}", lacks.join(", "), names.join(", ")), mend);
+    // Served by whom: a map may go on naming a router that is gone.
+    let gone = |p: &PeerInfo| match listed {
+        Some(nodes) if !nodes.iter().any(|n| n.node_key == p.node_key) => Some("which the server no longer lists"),
+        _ => (p.online == Some(false)).then_some("which is offline"),
+    };
+    let (alive, dead): (Vec<&PeerInfo>, Vec<&PeerInfo>) = own.iter().copied().partition(|p| gone(p).is_none());
+    let routes_of = |some: &[&PeerInfo]| some.iter().flat_map(|p| p.routes.iter().copied()).collect::<Vec<IpNet>>();
+    let lacks = missing(networks, site, &routes_of(&alive));
+    let names = |some: &[&PeerInfo]| some.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+    if lacks.is_empty() {
+        return Outcome::pass(format!("{networks} served by {}", names(&alive)));
     }
-    Outcome::pass(format!("{networks} served by {}", names.join(", ")))
+    let by_dead = |p: &&&PeerInfo| {
+        networks.as_slice().iter().any(|n| lacks.contains(&n.to_string()) && holds(&p.routes, *n, site))
+    };
+    if let Some(router) = dead.iter().find(by_dead) {
+        let said = format!("{} assigned to {}, {}", lacks.join(", "), router.name, gone(router).unwrap_or_default());
+        let mend = format!("guildnet router ensure {cluster}");
+        return match alive.as_slice() {
+            [] => Outcome::fail(said, mend),
+            // The connector sends to any router of the cluster that is connected, whatever the server elected.
+            some => Outcome::warn(format!("{said}; {} carries it meanwhile", names(some)), mend),
+        };
+    }
+    let other = peers.iter().find(|p| !p.trusted && networks.as_slice().iter().any(|n| holds(&p.routes, *n, site)));
+    let taken = other.map(|p| format!("; {} of another cluster has it instead", p.name)).unwrap_or_default();
+    Outcome::fail(format!("{} not served by {}{taken}", lacks.join(", "), names(&own)), mend)
+}
+
+/// Whether the connector logs in where the checks ask. They part when the server's address changed on one side only.
+pub(super) fn login_server(cluster: &ClusterId, own: &Url, server: Option<&Url>) -> Outcome {
+    match server {
+        Some(server) if server != own => Outcome::warn(
+            format!("the connector logs in at {own}; the Headscale server is {server}"),
+            format!(
+                "guildnet up --headscale-url URL, with the address that holds; a cluster of another server: guildnet cluster \
+                 add {cluster} --replace --login-server URL"
+            ),
+        ),
+        _ => Outcome::pass(format!("it logs in at {own}")),
+    }
 }
 
 pub(super) fn ready(cluster: &ClusterId, status: &ConnectorStatus) -> Outcome {

@@ -117,7 +117,8 @@ fn a_connector_that_never_registered_fails() {
 #[test]
 fn a_key_near_its_end_is_a_warning() {
     let soon = keys_now(&status(ConnectorState::Ready, Some(3600)), OwnNode::Unknown);
-    assert!(matches!(soon, Outcome::Warn { .. }), "{soon:?}");
+    let Outcome::Warn { seen, hint } = soon else { panic!("a warning: {soon:?}") };
+    assert!(seen.contains("ends in 1 h") && hint.contains("guildnet headscale keys rotate a"), "{seen} {hint}");
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn a_route_that_is_not_approved_is_named() {
 
 #[test]
 fn a_route_that_another_clusters_router_serves_is_not_served() {
-    let of = |peers: &[PeerInfo]| routes_served(&a(), &networks(), Some(site()), peers);
+    let of = |peers: &[PeerInfo]| routes_served(&a(), &networks(), Some(site()), peers, None);
     let both = ["10.96.0.0/16", "10.244.0.0/16"];
     passes(&of(&[peer("own", true, &both, PathKind::Idle)]));
     fails(
@@ -153,6 +154,40 @@ fn a_route_that_another_clusters_router_serves_is_not_served() {
     let stolen = of(&[peer("own", true, &[], PathKind::Idle), peer("other", false, &both, PathKind::Idle)]);
     fails(&stolen, "other of another cluster has it", "guildnet router ensure a");
     fails(&of(&[peer("other", false, &both, PathKind::Idle)]), "no router of this cluster", "guildnet router ensure a");
+}
+
+#[test]
+fn a_route_that_a_dead_router_serves_is_named_with_that_router() {
+    let both = ["10.96.0.0/16", "10.244.0.0/16"];
+    let of = |peers: &[PeerInfo], listed| routes_served(&a(), &networks(), Some(site()), peers, listed);
+    let dead = PeerInfo { online: Some(false), ..peer("old", true, &both, PathKind::Idle) };
+    let standby = peer("new", true, &[], PathKind::Idle);
+    fails(&of(std::slice::from_ref(&dead), None), "assigned to old, which is offline", "guildnet router ensure a");
+    let Outcome::Warn { seen, hint } = of(&[dead.clone(), standby], None) else { panic!("the standby carries it") };
+    assert!(seen.contains("assigned to old, which is offline; new carries it"), "{seen}");
+    assert!(hint.contains("guildnet router ensure a"), "{hint}");
+    passes(&of(&[dead, peer("new", true, &both, PathKind::Idle)], None));
+    // A node that was deleted on the server while it was connected.
+    let ghost = peer("ghost", true, &both, PathKind::Idle);
+    fails(&of(&[ghost], Some(&[])), "ghost, which the server no longer lists", "guildnet router ensure a");
+}
+
+#[test]
+fn an_approval_for_a_router_that_is_gone_does_not_count_beside_one_that_is_there() {
+    let (gone, there) = (router(false, &["10.96.0.0/16", "10.244.0.0/16"]), router(true, &["10.96.0.0/16"]));
+    let of = |routers: &[&Node]| routes_approved(&a(), &networks(), Some(site()), routers);
+    fails(&of(&[&gone, &there]), "10.244.0.0/16 not approved", "guildnet router ensure a");
+    passes(&of(&[&gone]));
+}
+
+#[test]
+fn a_connector_that_logs_in_elsewhere_is_a_warning() {
+    let url = |text: &str| text.parse::<Url>().expect("a URL");
+    let of = |server: Option<&Url>| login_server(&a(), &url("https://10.0.0.1:8443"), server);
+    passes(&of(None));
+    passes(&of(Some(&url("https://10.0.0.1:8443/"))));
+    let Outcome::Warn { seen, hint } = of(Some(&url("https://10.0.0.2:8443"))) else { panic!("a warning") };
+    assert!(seen.contains("10.0.0.1") && seen.contains("10.0.0.2") && hint.contains("guildnet up --headscale-url"));
 }
 
 #[test]

@@ -1,0 +1,61 @@
+//! Taking nodes, and whole clusters, off the server.
+
+use std::time::Duration;
+
+use guildnet_headscale::{Cleared, Leaving, Node, dead_routers, remove_cluster, remove_nodes};
+use guildnet_model::ClusterId;
+use jiff::Timestamp;
+
+use super::Server;
+use crate::{HostError, Progress, error::Explained as _};
+
+/// How long disconnected nodes may take to be listed so: pods get 10 s to end, Headscale waits 10 s for a node to come back, and
+/// a connection that was cut is noticed with the next keep-alive, 59 s later at most.
+pub(crate) const OFFLINE_LIMIT: Duration = Duration::from_secs(80);
+
+impl Server {
+    /// Removes a cluster from the server; see [`remove_cluster`].
+    pub(crate) async fn remove(&self, cluster: &ClusterId, connector: Option<&str>) -> Result<Cleared, HostError> {
+        let leaving = Leaving { routers: true, idle_connectors: true, connector, patience: OFFLINE_LIMIT };
+        let features = self.features().await?;
+        remove_cluster(&self.client, features, cluster, &leaving).await.explained_of(cluster)
+    }
+
+    /// Removes the nodes of a cluster's routers, each once it is disconnected.
+    pub(crate) async fn remove_routers(&self, cluster: &ClusterId) -> Result<Cleared, HostError> {
+        let leaving = Leaving { routers: true, idle_connectors: false, connector: None, patience: OFFLINE_LIMIT };
+        remove_nodes(&self.client, cluster, &leaving).await.explained_of(cluster)
+    }
+
+    /// Removes one connector's node, once it is disconnected.
+    pub(crate) async fn remove_connector(&self, cluster: &ClusterId, node_key: &str) -> Result<Cleared, HostError> {
+        let leaving =
+            Leaving { routers: false, idle_connectors: false, connector: Some(node_key), patience: OFFLINE_LIMIT };
+        remove_nodes(&self.client, cluster, &leaving).await.explained_of(cluster)
+    }
+
+    /// Whether a router of the cluster is connected.
+    pub(crate) async fn has_router_online(&self, cluster: &ClusterId) -> Result<bool, HostError> {
+        let nodes = self.nodes().await?;
+        Ok(guildnet_headscale::routers_of(&nodes, cluster).iter().any(|r| r.online))
+    }
+
+    /// Deletes routers that will not come back, so that no route stays with them; see [`dead_routers`]. `wanted`: how many
+    /// the Kubernetes cluster has.
+    pub(crate) async fn forget_dead_routers(
+        &self,
+        cluster: &ClusterId,
+        hostname: &str,
+        wanted: u32,
+        progress: &dyn Progress,
+    ) -> Result<(), HostError> {
+        let nodes = self.nodes().await?;
+        let dead: Vec<&Node> = dead_routers(&nodes, cluster, hostname, wanted, Timestamp::now());
+        for node in dead {
+            self.client.delete_node(node.id).await.explained_of(cluster)?;
+            let seen = node.last_seen.map(|when| format!(", last seen {when}")).unwrap_or_default();
+            progress.step(Some(cluster), &format!("dead router {} removed from Headscale{seen}", node.name));
+        }
+        Ok(())
+    }
+}
