@@ -3,6 +3,7 @@
 
 mod cluster;
 mod headscale;
+mod keys;
 mod managed;
 mod router;
 
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 pub(crate) use self::{
     cluster::{Cluster, ClusterAdd},
     headscale::{Headscale, Namespace},
+    keys::Keys,
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
     router::{ReachArgs, Router, RouterArgs, Via},
 };

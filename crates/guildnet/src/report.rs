@@ -48,7 +48,14 @@ impl Marks {
 pub(crate) fn render(report: &Report, wide: bool, marks: Marks, style: Style) -> String {
     let mut text = String::new();
     let width = report.clusters.iter().flat_map(|c| &c.checks).map(|c| c.id.len()).max().unwrap_or(0);
-    for cluster in report.clusters.iter().filter(|c| !c.checks.is_empty()) {
+    for cluster in &report.clusters {
+        if cluster.checks.is_empty() {
+            if !cluster.id.is_empty() {
+                let said = "disconnected on request: nothing is required of it";
+                let _infallible = writeln!(text, "{}\n  {said}", style.bold(&cluster.id));
+            }
+            continue;
+        }
         let heading = if cluster.id.is_empty() { "server" } else { &cluster.id };
         let _infallible = writeln!(text, "{}", style.bold(heading));
         for check in &cluster.checks {
@@ -175,6 +182,23 @@ mod tests {
           a connector.path: open UDP between the device and the cluster
 
         1 passed, 2 warned, 2 failed, 2 skipped
+        ");
+    }
+
+    #[test]
+    fn a_cluster_that_is_disconnected_on_request_is_named_and_nothing_is_required_of_it() {
+        let clusters = vec![
+            ClusterReport { id: String::new(), checks: vec![check("headscale.reachable", Verdict::Pass, "ok", "")] },
+            ClusterReport { id: "b".into(), checks: vec![] },
+        ];
+        let report = Report { success: true, passed: 1, warned: 0, failed: 0, skipped: 0, clusters };
+        insta::assert_snapshot!(render(&report, false, Marks::UNICODE, Style::PLAIN), @r"
+        server
+          ✓ headscale.reachable  ok
+        b
+          disconnected on request: nothing is required of it
+
+        1 passed, 0 warned, 0 failed, 0 skipped
         ");
     }
 

@@ -2,13 +2,14 @@
 
 mod cluster;
 mod headscale;
+mod keys;
 mod managed;
 mod router;
 
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::CommandFactory;
-use guildnet_host::{Progress, Settings, StatusReport, UpReport, UpRequest, verify::Report};
+use guildnet_host::{Progress as _, Settings, StatusReport, UpReport, UpRequest, verify::Report};
 use guildnet_model::{Class, Target};
 use serde::Serialize;
 
@@ -162,8 +163,10 @@ async fn status(format: Format, context: &Context) -> Result<(), Failure> {
 }
 
 fn status_table(status: &StatusReport) -> Table {
-    let mut table =
-        Table::new(&["ID", "STATE", "PATH", "ROUTER", "DETAIL"], &["NODE", "ADDRESSES", "NETWORKS", "FLOWS", "SINCE"]);
+    let mut table = Table::new(
+        &["ID", "STATE", "PATH", "ROUTER", "DETAIL"],
+        &["NODE", "ADDRESSES", "NETWORKS", "FLOWS", "SINCE", "KEY EXPIRES"],
+    );
     for c in &status.clusters {
         table.row([
             c.id.to_string(),
@@ -177,6 +180,7 @@ fn status_table(status: &StatusReport) -> Table {
             c.routes.join(","),
             c.flows.to_string(),
             format!("{}s", c.since_secs),
+            c.key_expires.map(|t| t.to_string()).unwrap_or_default(),
         ]);
     }
     table

@@ -20,11 +20,29 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Remove a cluster: its record, its connector's identity, and what was made for it where that can be reached
+    /// Start a cluster's connector again
+    Connect {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+    },
+    /// Stop a cluster's connector and keep its record, also over restarts
+    Disconnect {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+    },
+    /// Remove a cluster: its router, its nodes, keys and policy on Headscale, its record and its connector's identity
     Remove {
         /// The cluster
         #[arg(value_name = "CLUSTER")]
         id: String,
+        /// Leave the router and what it needs: the cluster can be added again from its file
+        #[arg(long)]
+        keep_router: bool,
+        /// Forget the cluster here even if the rest can't be reached, and say what is left there
+        #[arg(long)]
+        forget: bool,
         #[command(flatten)]
         headscale: HeadscaleArgs,
     },

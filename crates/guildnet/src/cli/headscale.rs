@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::{
-    HeadscaleArgs, OutputArgs,
+    HeadscaleArgs, Keys, OutputArgs,
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedDown, ManagedUp},
 };
 
@@ -25,6 +25,9 @@ pub(crate) enum Headscale {
     EnvSyncLan(EnvSyncLan),
     /// Make a cluster's namespace and its two keys, and write them to a file (0600)
     Namespace(Namespace),
+    /// The keys of the clusters: what there is and until when, and new ones
+    #[command(subcommand)]
+    Keys(Keys),
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,16 @@ pub(crate) enum Router {
     Ensure(RouterEnsure),
     /// Print the router's manifests, for `kubectl apply -f -` on the cluster's side
     Manifest(RouterManifest),
+    /// Take the router out of the cluster, and its nodes off Headscale
+    Remove {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        #[command(flatten)]
+        reach: ReachArgs,
+        #[command(flatten)]
+        headscale: HeadscaleArgs,
+    },
     /// Show the router's pods
     Status {
         /// The cluster

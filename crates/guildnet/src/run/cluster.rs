@@ -1,7 +1,7 @@
 //! `guildnet cluster`: its flags become requests, its answers are printed.
 
-use guildnet_host::{AddRequest, ClusterInfo};
-use guildnet_model::SiteNumber;
+use guildnet_host::{AddRequest, ClusterInfo, RemoveRequest, Removed};
+use guildnet_model::{Class, SiteNumber};
 
 use super::Context;
 use crate::{
@@ -27,15 +27,40 @@ pub(super) async fn run(command: Cluster, context: &Context) -> Result<(), Failu
             let cluster = guildnet_host::cluster_show(&settings, &settings::cluster(&id)?).await?;
             print::data(output.output, &cluster, || table(std::slice::from_ref(&cluster)))
         }
-        Cluster::Remove { id, headscale } => {
+        Cluster::Connect { id } => connect(&id, true, context).await,
+        Cluster::Disconnect { id } => connect(&id, false, context).await,
+        Cluster::Remove { id, keep_router, forget, headscale } => {
             let id = settings::cluster(&id)?;
             let settings = context.settings(Flags { headscale, ..Flags::default() })?;
-            let done = guildnet_host::cluster_remove(&settings, &id, &context.talk).await?;
-            done.removed.iter().for_each(|what| context.talk.say(&format!("removed: {what}")));
-            done.left.iter().for_each(|what| context.talk.say(&format!("left: {what}")));
-            Ok(())
+            let request = RemoveRequest { id: id.clone(), keep_router, forget };
+            let done = guildnet_host::cluster_remove(&settings, &request, &context.talk).await?;
+            let again = format!(
+                "run the command again; to forget the cluster here all the same: guildnet cluster remove {id} --forget"
+            );
+            removed(&done, &format!("cluster {id} is not removed yet"), &again, context)
         }
     }
+}
+
+/// Says what was removed and what was left; what could not be done yet is a failure.
+pub(super) fn removed(done: &Removed, failure: &str, hint: &str, context: &Context) -> Result<(), Failure> {
+    done.removed.iter().for_each(|what| context.talk.say(&format!("removed: {what}")));
+    done.left.iter().for_each(|what| context.talk.say(&format!("left: {what}")));
+    if done.unfinished.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Class::Unreachable, format!("{failure}: {}", done.unfinished.join("; ")), hint))
+}
+
+async fn connect(id: &str, connect: bool, context: &Context) -> Result<(), Failure> {
+    let id = settings::cluster(id)?;
+    let settings = context.settings(Flags::default())?;
+    let done = guildnet_host::cluster_connect(&settings, &id, connect, &context.talk).await?;
+    let word = if connect { "connected" } else { "disconnected" };
+    let before = if done.changed { "" } else { " already" };
+    let later = if done.served || !connect { "" } else { "; start the Host App: guildnet up" };
+    context.talk.say(&format!("cluster {id} is to be {word}{before}{later}"));
+    Ok(())
 }
 
 async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {

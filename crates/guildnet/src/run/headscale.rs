@@ -1,6 +1,6 @@
 //! `guildnet headscale`: its flags become requests, its answers are printed.
 
-use super::{Context, managed};
+use super::{Context, keys, managed};
 use crate::{
     cli::{Headscale, Namespace},
     failure::Failure,
@@ -16,6 +16,7 @@ pub(super) async fn run(command: Headscale, context: &Context) -> Result<(), Fai
         Headscale::Serve(args) => managed::serve(args, context).await,
         Headscale::EnvSyncLan(args) => managed::env_sync_lan(&args, context),
         Headscale::Namespace(args) => namespace(args, context).await,
+        Headscale::Keys(command) => keys::run(command, context).await,
     }
 }
 

@@ -23,6 +23,17 @@ pub(super) async fn run(command: Router, context: &Context) -> Result<(), Failur
             let (settings, wanted) = request(&args.id, ReachArgs::default(), args.router, context).await?;
             print::out(&guildnet_host::router_manifest(&settings, wanted, args.with_key).await?)
         }
+        Router::Remove { id, reach, headscale } => {
+            let router = RouterArgs { headscale, ..RouterArgs::default() };
+            let (settings, wanted) = request(&id, reach, router, context).await?;
+            let done = guildnet_host::router_remove(&settings, &wanted, &context.talk).await?;
+            super::cluster::removed(
+                &done,
+                &format!("the router of {id} is not removed yet"),
+                "run the command again",
+                context,
+            )
+        }
         Router::Status { id, reach, output } => {
             let (settings, wanted) = request(&id, reach, RouterArgs::default(), context).await?;
             let report = guildnet_host::router_status(&settings, wanted).await?;
