@@ -58,7 +58,7 @@ pub(crate) fn up(state: &StateFile, cgroups: &Cgroups, peers: &Peers, talk: &Tal
             name: "headscale",
             group: None,
             dns: &["localhost"],
-            ips: &[address, Ipv4Addr::LOCALHOST.into()],
+            ips: &[address, plan.spare_address().into(), Ipv4Addr::LOCALHOST.into()],
         })?;
         files::write(&dir.join("ca.pem"), authority.pair().cert, 0o644)?;
         files::write(&dir.join("tls.crt"), server.cert, 0o644)?;

@@ -190,6 +190,13 @@ impl Plan {
         self.address(1)
     }
 
+    /// An address of the bridge's network that nothing has, and that Headscale's certificate names too: tests move the server
+    /// there.
+    #[must_use]
+    pub fn spare_address(&self) -> Ipv4Addr {
+        self.address(254)
+    }
+
     /// The bridge's network, as a CIDR.
     #[must_use]
     pub fn network_cidr(&self) -> String {

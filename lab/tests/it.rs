@@ -11,6 +11,8 @@ mod disturbances;
 mod fleet;
 #[path = "it/host_app.rs"]
 mod host_app;
+#[path = "it/keys.rs"]
+mod keys;
 #[path = "it/main_job.rs"]
 mod main_job;
 #[path = "it/managed.rs"]
