@@ -1,4 +1,4 @@
-//! Fakes for tests: connectors whose state the test sets, and a kubeconfig that points nowhere.
+//! Fakes for tests: connectors whose state the test sets, a kubeconfig that points nowhere, and a record with it.
 
 use std::{
     path::PathBuf,
@@ -8,12 +8,14 @@ use std::{
 
 use guildnet_kube::{Allow, ClusterAccess, Kubeconfig};
 use guildnet_model::{
-    BoxFuture, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, DialError,
-    Dialer, Io, PeerContact, ProbeOutcome, StartConnector, Target,
+    BoxFuture, ClusterId, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus,
+    DialError, Dialer, Io, PeerContact, ProbeOutcome, StartConnector, Target,
 };
+use guildnet_store::ClusterRecord;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::cluster::ClusterSpec;
+use crate::{cluster::ClusterSpec, fleet};
 
 /// Connectors by cluster; the first `refusals` starts fail.
 #[derive(Default)]
@@ -116,5 +118,30 @@ pub(crate) fn spec(id: &str) -> ClusterSpec {
         api_address: Some("10.96.0.1:443".parse().expect("a target")),
         uid: None,
         routes_given: false,
+    }
+}
+
+/// A cluster as the store has it in a test.
+pub(crate) fn record(id: &str) -> ClusterRecord {
+    let now = Timestamp::from_second(1_000_000_000).expect("in range");
+    let id: ClusterId = id.parse().expect("an id");
+    ClusterRecord {
+        kubeconfig: fleet::sealed_text(&access()).expect("text"),
+        context: "x".into(),
+        login_server: "https://192.0.2.2:8443".parse().expect("a URL"),
+        ca_pem: None,
+        client_auth_key: None,
+        router_auth_key: None,
+        routes: "10.96.0.0/16,10.244.0.0/16".parse().expect("networks"),
+        state_path: PathBuf::from("/nonexistent"),
+        namespace: id.namespace(),
+        namespace_id: None,
+        site: None,
+        api_address: None,
+        cluster_uid: None,
+        disconnected: false,
+        created: now,
+        updated: now,
+        id,
     }
 }

@@ -279,3 +279,79 @@ pub(crate) async fn open_existing(settings: &Settings) -> Result<Option<Store>, 
 fn database(settings: &Settings) -> PathBuf {
     settings.home.join("guildnet.db")
 }
+
+#[cfg(test)]
+mod tests {
+    use guildnet_model::Explain as _;
+
+    use super::*;
+    use crate::{
+        fake::{FakeConnectors, record},
+        status, verify,
+    };
+
+    /// A fleet with what the store holds, and the connectors that it starts.
+    async fn fleet(records: &[ClusterRecord]) -> (tempfile::TempDir, Fleet, Arc<FakeConnectors>) {
+        let home = tempfile::tempdir().expect("a folder");
+        let store = Store::open(home.path()).await.expect("opened");
+        for record in records {
+            store.replace(record).await.expect("stored");
+        }
+        let connectors = Arc::new(FakeConnectors::default());
+        let fleet = Fleet::new(store, Arc::clone(&connectors) as Arc<dyn StartConnector>);
+        fleet.reload().await.expect("read");
+        (home, fleet, connectors)
+    }
+
+    fn id(text: &str) -> ClusterId {
+        text.parse().expect("an id")
+    }
+
+    #[tokio::test]
+    async fn a_disconnected_cluster_is_known_and_not_served_until_it_is_connected_again() {
+        let resting = ClusterRecord { disconnected: true, ..record("a") };
+        let (_home, fleet, _) = fleet(&[resting, record("b")]).await;
+        assert_eq!(fleet.handles().iter().map(|h| h.id().clone()).collect::<Vec<_>>(), [id("b")]);
+        let refused = fleet.handle(&id("a")).err().expect("not served");
+        assert!(refused.hint().is_some_and(|h| h == "guildnet cluster connect a"), "{refused}");
+        let told: Vec<_> = status::of_clusters(&fleet).await.into_iter().map(|c| (c.id, c.state)).collect();
+        assert_eq!(told, [(id("a"), "disconnected".to_owned()), (id("b"), "starting".to_owned())]);
+
+        fleet.store.replace(&record("a")).await.expect("stored");
+        let changes = fleet.reload().await.expect("read");
+        assert_eq!(changes, Changes { started: vec![id("a")], stopped: vec![] });
+        fleet.store.replace(&ClusterRecord { disconnected: true, ..record("a") }).await.expect("stored");
+        let changes = fleet.reload().await.expect("read");
+        assert_eq!(changes, Changes { started: vec![], stopped: vec![id("a")] }, "the other one is not touched");
+        fleet.stop().await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_required_of_a_disconnected_cluster_and_it_is_named() {
+        // A server that refuses at once.
+        let login_server = "https://127.0.0.1:9".parse().expect("a URL");
+        let (_home, fleet, _) = fleet(&[ClusterRecord { disconnected: true, login_server, ..record("a") }]).await;
+        let report = verify::verify_fleet(&fleet, &[id("a")]).await.expect("a report");
+        let a = report.clusters.iter().find(|c| c.id == "a").expect("named");
+        assert!(a.checks.is_empty(), "{a:?}");
+        let unknown = verify::verify_fleet(&fleet, &[id("x")]).await.expect_err("not known");
+        assert_eq!(unknown.class(), Class::NotFound);
+        fleet.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_new_identity_restarts_one_connector_and_a_new_router_key_none() {
+        let (_home, fleet, connectors) = fleet(&[record("a"), record("b")]).await;
+        let key = Some(Secret::new("hskey-auth-x".to_owned()));
+        fleet.store.replace(&ClusterRecord { router_auth_key: key.clone(), ..record("a") }).await.expect("stored");
+        assert_eq!(fleet.reload().await.expect("read"), Changes::default());
+        assert_eq!(fleet.router_key(&id("a")), key, "but it is known from now on");
+        let rotated = ClusterRecord { router_auth_key: key, state_path: "/nonexistent.2".into(), ..record("a") };
+        fleet.store.replace(&rotated).await.expect("stored");
+        assert_eq!(fleet.reload().await.expect("read").started, [id("a")]);
+        let handle = fleet.handle(&id("a")).expect("served");
+        assert_eq!(handle.spec().connector.state_dir, PathBuf::from("/nonexistent.2"));
+        drop(connectors);
+        fleet.stop().await;
+    }
+}

@@ -344,26 +344,7 @@ mod tests {
     use crate::fake::{self, FakeConnectors};
 
     fn record(state_path: PathBuf) -> ClusterRecord {
-        let now = Timestamp::now();
-        ClusterRecord {
-            id: "a".parse().expect("an id"),
-            kubeconfig: fleet::sealed_text(&fake::access()).expect("text"),
-            context: "x".into(),
-            login_server: "https://192.0.2.2:8443".parse().expect("a URL"),
-            ca_pem: None,
-            client_auth_key: None,
-            router_auth_key: None,
-            routes: "10.96.0.0/16".parse().expect("networks"),
-            state_path,
-            namespace: "cluster-a".into(),
-            namespace_id: None,
-            site: None,
-            api_address: None,
-            cluster_uid: None,
-            disconnected: false,
-            created: now,
-            updated: now,
-        }
+        ClusterRecord { state_path, ..fake::record("a") }
     }
 
     #[test]

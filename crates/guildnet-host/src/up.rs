@@ -289,10 +289,13 @@ async fn set_up(
     let ready = match made {
         Ok(members) => {
             let headscale = &at_hand.headscale;
-            write_records(settings, known, &store, server, headscale, inspected, &members).await.map(|()| members)
+            write_records(settings, known, &store, headscale, inspected, &members).await.map(|()| members)
         }
         Err(why) => Err(why),
     };
+    if ready.is_ok() {
+        moved::remember(&store, server).await;
+    }
     store.close().await;
     ready
 }
@@ -367,13 +370,11 @@ async fn write_records(
     settings: &Settings,
     known: &Known,
     store: &Store,
-    server: &Server,
     headscale: &HeadscaleRecord,
     inspected: &[Inspected],
     members: &[NamespaceFile],
 ) -> Result<(), HostError> {
     let now = Timestamp::now();
-    moved::remember(store, server).await;
     if known.headscale.as_ref() != Some(headscale) {
         store.put_headscale(headscale).await.explained()?;
     }

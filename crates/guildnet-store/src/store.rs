@@ -228,12 +228,18 @@ impl Store {
         }))
     }
 
-    /// Stores the Headscale server, in the place of the one that was there.
+    /// Stores the Headscale server, in the place of the one that was there. At another address it is not recognised any more:
+    /// the key that was kept for that is forgotten.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn put_headscale(&self, record: &HeadscaleRecord) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
+        if self.setting(&mut tx, setting::URL).await?.as_deref() != Some(record.url.as_str()) {
+            let gone =
+                sqlx::query("DELETE FROM settings WHERE name = ?").bind(setting::SERVER_KEY).execute(&mut *tx).await;
+            gone.map_err(self.failed())?;
+        }
         for name in [setting::URL, setting::API_KEY, setting::CA] {
             let gone = sqlx::query("DELETE FROM settings WHERE name = ?").bind(name).execute(&mut *tx).await;
             gone.map_err(self.failed())?;

@@ -49,6 +49,9 @@ impl Server {
         wanted: u32,
         progress: &dyn Progress,
     ) -> Result<(), HostError> {
+        if !self.has_key() {
+            return Ok(());
+        }
         let nodes = self.nodes().await?;
         let dead: Vec<&Node> = dead_routers(&nodes, cluster, hostname, wanted, Timestamp::now());
         for node in dead {

@@ -92,6 +92,7 @@ async fn follow_to(
     // Last: what broke off before is found again by the same command.
     let record = HeadscaleRecord { url: new.clone(), api_key, ca_pem };
     store.put_headscale(&record).await.explained()?;
+    store.put_server_key(&told).await.explained()?;
     Ok(moved)
 }
 

@@ -389,3 +389,17 @@ async fn on_a_small_disk() {
     fs::remove_file(&filler).expect("room");
     store.add(&large).await.expect("the same call works once there is room");
 }
+
+#[tokio::test]
+async fn the_key_of_a_server_is_kept_for_its_address_only() {
+    let (_home, store) = store().await;
+    assert_eq!(store.server_key().await.expect("read"), None);
+    store.put_headscale(&headscale()).await.expect("stored");
+    store.put_server_key("mkey:1").await.expect("stored");
+    store.put_server_key("mkey:2").await.expect("stored");
+    store.put_headscale(&headscale()).await.expect("stored again");
+    assert_eq!(store.server_key().await.expect("read").as_deref(), Some("mkey:2"));
+    let elsewhere = HeadscaleRecord { url: "https://192.0.2.1:8443".parse().expect("a URL"), ..headscale() };
+    store.put_headscale(&elsewhere).await.expect("stored");
+    assert_eq!(store.server_key().await.expect("read"), None);
+}
