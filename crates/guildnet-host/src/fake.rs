@@ -133,6 +133,7 @@ pub(crate) fn record(id: &str) -> ClusterRecord {
         client_auth_key: None,
         router_auth_key: None,
         routes: "10.96.0.0/16,10.244.0.0/16".parse().expect("networks"),
+        routes_given: true,
         state_path: PathBuf::from("/nonexistent"),
         namespace: id.namespace(),
         namespace_id: None,

@@ -29,8 +29,7 @@ impl Own {
         let own = Self { fleet: Fleet::bare(name, ports.0), port: ports.1, stun: ports.2 };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&own)));
         if outcome.is_err() {
-            let log = fs::read_to_string(own.fleet.home.join("headscale/headscale.log")).unwrap_or_default();
-            eprintln!("--- headscale.log\n{log}");
+            show(&own.fleet.home.join("headscale/headscale.log"));
         }
         for ended in [&["down"][..], &["headscale", "down", "--purge"]] {
             let _stopped_or_never_started = own.run(ended);
@@ -111,6 +110,11 @@ impl Own {
         let found = all.iter().find(|(_, line)| line.contains(" serve --config "));
         found.unwrap_or_else(|| panic!("no Headscale among {all:?}")).0
     }
+}
+
+#[expect(clippy::print_stderr, reason = "a failed test shows what its server said")]
+fn show(log: &Path) {
+    eprintln!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default());
 }
 
 fn kill(pid: u32, signal: &str) {
