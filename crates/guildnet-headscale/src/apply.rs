@@ -1,12 +1,13 @@
 //! Writes the policy: read, plan, write, read again, compare.
 //!
 //! Headscale has no conditional write before 0.30, so two devices that write at the same moment can undo each other. Each
-//! reads back what it wrote and starts again if its clusters are not in it, three times at most.
+//! looks once more right before it writes, reads back what it wrote, and starts again if its clusters are not in it, three
+//! times at most. What is left is a write between our last look and our own: one round trip. `verify` sees what was lost so.
 
 use std::collections::HashSet;
 
 use crate::{
-    Headscale, HeadscaleError, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, ServerFeatures,
+    Headscale, HeadscaleError, Node, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, ServerFeatures,
     policy::{plan, with_tests},
 };
 
@@ -22,13 +23,101 @@ pub struct PolicyApplied {
     pub clusters: Vec<PolicyInput>,
 }
 
+/// A write that is due: what the server holds, and what shall take its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// The document that goes; `None` if there never was one.
+    pub before: Option<String>,
+    /// The document that comes.
+    pub after: String,
+    /// The lines that go and come.
+    pub diff: String,
+}
+
+/// The writing of a policy, step by step, so that a caller can note what is replaced before it is gone:
+/// [`due`](Self::due) until it says `None`, and each time [`write`](Self::write).
+#[derive(Debug)]
+pub struct PolicyWriting<'a> {
+    headscale: &'a Headscale,
+    server: ServerFeatures,
+    request: PolicyRequest<'a>,
+    tries: usize,
+    applied: PolicyApplied,
+}
+
+impl<'a> PolicyWriting<'a> {
+    /// Nothing is asked or written yet.
+    pub fn new(headscale: &'a Headscale, server: ServerFeatures, request: &PolicyRequest<'a>) -> Self {
+        let applied = PolicyApplied { diff: None, clusters: vec![] };
+        Self { headscale, server, request: *request, tries: 0, applied }
+    }
+
+    /// Looks at what the server holds now, and plans. `None`: it is as asked, and it stays so as far as can be known.
+    ///
+    /// Where the server can evaluate tests, it has done so for what is due, for the tags that have nodes.
+    ///
+    /// # Errors
+    /// [`HeadscaleError::Policy`] if it can't be planned, others' rules and nodes included; [`HeadscaleError::PolicyLeaks`],
+    /// [`HeadscaleError::PolicyRefused`], [`HeadscaleError::PolicyReadOnly`], [`HeadscaleError::PolicyDenied`];
+    /// [`HeadscaleError::PolicyRace`] if it was written three times and each time undone.
+    pub async fn due(&mut self) -> Result<Option<PolicyChange>, HeadscaleError> {
+        let held = self.headscale.held_policy().await?;
+        let nodes = self.headscale.nodes().await?;
+        let request = PolicyRequest { nodes: &nodes, ..self.request };
+        match plan(held.document.as_deref(), &request, self.server)? {
+            PolicyPlan::Unchanged { clusters } => {
+                self.applied.clusters = clusters;
+                Ok(None)
+            }
+            PolicyPlan::Foreign { usurped, .. } if !usurped.is_empty() => {
+                Err(PolicyError::Usurped { what: usurped }.into())
+            }
+            PolicyPlan::Foreign { what, .. } => Err(PolicyError::Foreign { what }.into()),
+            PolicyPlan::Apply { cuts_off, .. } if !cuts_off.is_empty() && !request.cut_off_others => {
+                Err(PolicyError::CutsOff { nodes: cuts_off.iter().map(ToString::to_string).collect() }.into())
+            }
+            PolicyPlan::Apply { document, diff, clusters, .. } => {
+                if held.in_file {
+                    return Err(HeadscaleError::PolicyReadOnly { url: self.headscale.url().clone() });
+                }
+                if self.tries == TRIES {
+                    return Err(HeadscaleError::PolicyRace { url: self.headscale.url().clone(), times: TRIES });
+                }
+                if self.server.policy_tests {
+                    self.headscale.test_policy(&document, &clusters, &nodes).await?;
+                }
+                Ok(Some(PolicyChange { before: held.document, after: document, diff }))
+            }
+        }
+    }
+
+    /// Writes it, unless somebody else wrote since it was planned: `false` then. Whether it stayed, the next
+    /// [`due`](Self::due) finds out.
+    ///
+    /// # Errors
+    /// Those of [`Headscale::set_policy`]; nothing was written then.
+    /// # Cancellation
+    /// One request: dropping the future leaves the old policy or the new one.
+    pub async fn write(&mut self, change: &PolicyChange) -> Result<bool, HeadscaleError> {
+        self.tries += 1;
+        if self.headscale.policy().await? != change.before {
+            return Ok(false);
+        }
+        self.headscale.set_policy(&change.after).await?;
+        self.applied.diff.get_or_insert_with(|| change.diff.clone());
+        Ok(true)
+    }
+
+    /// What was done, once nothing is due.
+    pub fn applied(self) -> PolicyApplied {
+        self.applied
+    }
+}
+
 /// Makes the server's policy keep these clusters apart, beside those that it knows already.
 ///
-/// Where the server can evaluate tests, it does so before anything is written, for the tags that have nodes.
-///
 /// # Errors
-/// [`HeadscaleError::Policy`] if it can't be planned, others' rules included; [`HeadscaleError::PolicyLeaks`],
-/// [`HeadscaleError::PolicyRefused`], [`HeadscaleError::PolicyReadOnly`]; [`HeadscaleError::PolicyRace`].
+/// Those of [`PolicyWriting::due`] and [`PolicyWriting::write`].
 /// # Cancellation
 /// Each write is one request: dropping the future leaves the old policy or the new one.
 pub async fn apply_policy(
@@ -36,37 +125,32 @@ pub async fn apply_policy(
     server: ServerFeatures,
     request: &PolicyRequest<'_>,
 ) -> Result<PolicyApplied, HeadscaleError> {
-    let mut applied_diff: Option<String> = None;
-    for _ in 0..TRIES {
-        let current = headscale.policy().await?;
-        match plan(current.as_deref(), request, server)? {
-            PolicyPlan::Unchanged { clusters } => return Ok(PolicyApplied { diff: applied_diff, clusters }),
-            PolicyPlan::Foreign { what, .. } => return Err(PolicyError::Foreign { what }.into()),
-            PolicyPlan::Apply { document, diff, clusters } => {
-                if server.policy_tests {
-                    test(headscale, &document, &clusters).await?;
-                }
-                headscale.set_policy(&document).await?;
-                applied_diff.get_or_insert(diff);
-                let read_back = headscale.policy().await?;
-                if let PolicyPlan::Unchanged { clusters } = plan(read_back.as_deref(), request, server)? {
-                    return Ok(PolicyApplied { diff: applied_diff, clusters });
-                }
-            }
-        }
+    let mut writing = PolicyWriting::new(headscale, server, request);
+    while let Some(change) = writing.due().await? {
+        writing.write(&change).await?;
     }
-    Err(HeadscaleError::PolicyRace { url: headscale.url().clone(), times: TRIES })
+    Ok(writing.applied())
 }
 
-/// Has the server evaluate the document against the nodes it has.
-async fn test(headscale: &Headscale, document: &str, clusters: &[PolicyInput]) -> Result<(), HeadscaleError> {
-    let nodes = headscale.nodes().await?;
-    let tags: HashSet<&str> = nodes.iter().flat_map(|n| n.tags.iter().map(String::as_str)).collect();
-    let Some(tested) = with_tests(document, clusters, |tag| tags.contains(tag)) else { return Ok(()) };
-    match headscale.check_policy(&tested).await {
-        Err(HeadscaleError::PolicyRefused { said }) if said.contains("test(s) failed") => {
-            Err(HeadscaleError::PolicyLeaks { said })
+impl Headscale {
+    /// Has the server evaluate a document against the nodes it has: whether a client of one of these clusters would reach
+    /// another's nodes. `false`: none of them has nodes that could be asked about. Nothing is stored. Headscale 0.29 and later.
+    ///
+    /// # Errors
+    /// [`HeadscaleError::PolicyLeaks`]; [`HeadscaleError::PolicyRefused`] if the document is wrong in another way.
+    pub async fn test_policy(
+        &self,
+        document: &str,
+        clusters: &[PolicyInput],
+        nodes: &[Node],
+    ) -> Result<bool, HeadscaleError> {
+        let tags: HashSet<&str> = nodes.iter().flat_map(|n| n.tags.iter().map(String::as_str)).collect();
+        let Some(tested) = with_tests(document, clusters, |tag| tags.contains(tag)) else { return Ok(false) };
+        match self.check_policy(&tested).await {
+            Err(HeadscaleError::PolicyRefused { said }) if said.contains("test(s) failed") => {
+                Err(HeadscaleError::PolicyLeaks { said })
+            }
+            other => other.map(|()| true),
         }
-        other => other,
     }
 }

@@ -60,6 +60,15 @@ pub struct User {
     pub name: String,
 }
 
+/// The policy as the server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldPolicy {
+    /// The document; `None` if there never was one. Both none and an empty one allow everything.
+    pub document: Option<String>,
+    /// Whether the server reads it from a file (`policy.mode: file`) and can't be given another.
+    pub in_file: bool,
+}
+
 /// A preauth key as the server lists it. Since 0.28 the key itself is not in it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PreauthKey {
@@ -259,7 +268,8 @@ impl Headscale {
         let status = answer.status;
         let said = wire::refusal(&answer.body);
         match (status, said) {
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => HeadscaleError::Unauthorized { url },
+            (StatusCode::UNAUTHORIZED, _) => HeadscaleError::Unauthorized { url },
+            (StatusCode::FORBIDDEN, _) => HeadscaleError::Forbidden { url, what: what.into() },
             (StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT, None) => {
                 HeadscaleError::Unreachable { url, why: format!("what stands in front of it answers {status}") }
             }

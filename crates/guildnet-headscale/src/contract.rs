@@ -18,8 +18,8 @@ use guildnet_model::{ClusterId, Secret};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    EnsureKeys, Headscale, HeadscaleConfig, HeadscaleError, NewKey, PolicyInput, PolicyRequest, PolicyVerdict,
-    ServerFeatures, apply_policy, clients_of, ensure_namespace, judge, known_clusters, routers_of,
+    EnsureKeys, Headscale, HeadscaleConfig, HeadscaleError, HeldPolicy, NewKey, PolicyInput, PolicyPlan, PolicyRequest,
+    PolicyVerdict, ServerFeatures, apply_policy, clients_of, ensure_namespace, judge, known_clusters, routers_of,
 };
 
 /// How a case ended: `Err` says what was expected and what was seen.
@@ -48,6 +48,7 @@ macro_rules! cases {
 
 cases![
     health_needs_no_key,
+    a_policy_without_rules_can_be_put_back,
     the_version_is_known,
     a_wrong_key_is_unauthorized,
     the_api_key_in_use_is_listed_with_its_end,
@@ -60,6 +61,8 @@ cases![
     the_policy_keeps_other_clusters_and_settles,
     a_wrong_policy_is_refused_in_words_and_changes_nothing,
     the_server_itself_tells_a_leaking_policy,
+    an_untagged_node_is_listed_with_its_user,
+    the_rule_for_nodes_of_others_is_accepted,
 ];
 
 /// Runs all cases, one after the other: they write one policy.
@@ -111,6 +114,21 @@ async fn health_needs_no_key(server: &HeadscaleConfig) -> Verdict {
     without.health().await.map_err(said)?;
     let refused = without.users().await;
     expect!(matches!(refused, Err(HeadscaleError::NoApiKey { .. })), "a call without a key gave {refused:?}");
+    Ok(())
+}
+
+async fn a_policy_without_rules_can_be_put_back(server: &HeadscaleConfig) -> Verdict {
+    let hs = client(server)?;
+    let held = hs.held_policy().await.map_err(said)?;
+    expect!(!held.in_file, "a policy in the database is taken for one in a file");
+    if held.document.is_some() {
+        // Somebody relies on it.
+        return Ok(());
+    }
+    // An empty document would not be taken before a restart.
+    hs.set_policy("{}").await.map_err(said)?;
+    let held = hs.held_policy().await.map_err(said)?;
+    expect!(held == HeldPolicy { document: Some("{}".into()), in_file: false }, "it holds {held:?}");
     Ok(())
 }
 
@@ -277,7 +295,7 @@ async fn the_policy_keeps_other_clusters_and_settles(server: &HeadscaleConfig) -
     let current = hs.policy().await.map_err(said)?;
     let known = known_clusters(current.as_deref()).map_err(said)?;
     expect!([&a, &b].iter().all(|id| known.iter().any(|k| k.cluster == **id)), "known are {known:?}");
-    let verdict = judge(current.as_deref(), &inputs, features).map_err(said)?;
+    let verdict = judge(current.as_deref(), &inputs, features, &[]).map_err(said)?;
     expect!(matches!(verdict, PolicyVerdict::Isolates { .. }), "judged {verdict:?}");
     let request = PolicyRequest { clusters: &inputs, merge: true, ..PolicyRequest::default() };
     let again = apply_policy(&hs, features, &request).await.map_err(said)?;
@@ -330,6 +348,57 @@ async fn the_server_itself_tells_a_leaking_policy(server: &HeadscaleConfig) -> V
     let told = matches!(&open, Err(HeadscaleError::PolicyRefused { said }) if said.contains("test(s) failed"));
     expect!(told, "a policy that allows everything gave {open:?}");
     tidy(&hs, features, &[a, b]).await
+}
+
+async fn an_untagged_node_is_listed_with_its_user(server: &HeadscaleConfig) -> Verdict {
+    let hs = client(server)?;
+    let user = hs.ensure_user(&cluster()?.namespace()).await.map_err(said)?;
+    let made = hs.pretend_node(&user.name, "ct-node", &[], unique()).await.map_err(said)?;
+    let node = hs.node(made.id).await.map_err(said)?;
+    expect!(node.user.as_ref() == Some(&user.name) && node.tags.is_empty(), "it is listed as {node:?}");
+    hs.delete_node(made.id).await.map_err(said)?;
+    remove(&hs, user.id).await
+}
+
+async fn the_rule_for_nodes_of_others_is_accepted(server: &HeadscaleConfig) -> Verdict {
+    let hs = client(server)?;
+    let features = hs.server().await.map_err(said)?.features;
+    let id = cluster()?;
+    let user = hs.ensure_user(&id.namespace()).await.map_err(said)?;
+    let mut nodes = Vec::new();
+    for name in ["ct-laptop", "ct-nas"] {
+        nodes.push(hs.pretend_node(&user.name, name, &[], unique()).await.map_err(said)?);
+    }
+    let mut seen = hs.nodes().await.map_err(said)?;
+    // As a node would be that joined with a tagged key while there was no policy.
+    for node in seen.iter_mut().filter(|n| n.name.starts_with("ct-nas")) {
+        node.tags = vec![format!("tag:{id}-nas")];
+        node.approved_routes = vec!["192.168.71.0/24".parse().map_err(said)?, "0.0.0.0/0".parse().map_err(said)?];
+    }
+    let known = [input(&id, user.id)?];
+    let request = PolicyRequest { clusters: &known, merge: true, nodes: &seen, ..PolicyRequest::default() };
+    let document = match crate::plan(None, &request, features).map_err(said)? {
+        PolicyPlan::Apply { document, cuts_off, .. } => {
+            expect!(cuts_off.is_empty(), "nodes would be cut off: {cuts_off:?}");
+            document
+        }
+        other => return Err(format!("planned {other:?}")),
+    };
+    let before = hs.policy().await.map_err(said)?;
+    let accepted = if features.policy_tests {
+        hs.check_policy(&document).await
+    } else if known_clusters(before.as_deref()).map_err(said)?.is_empty() {
+        let written = hs.set_policy(&document).await;
+        written.and(hs.set_policy(before.as_deref().unwrap_or("{}")).await)
+    } else {
+        // Somebody relies on what is there.
+        Ok(())
+    };
+    for node in nodes {
+        hs.delete_node(node.id).await.map_err(said)?;
+    }
+    remove(&hs, user.id).await?;
+    accepted.map_err(said)
 }
 
 /// Removes a case's user, unless that would end other users' keys.

@@ -8,7 +8,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use super::*;
 use crate::{
     ServerVersion,
-    fake::{Behaviour, Fake},
+    fake::{Behaviour, Fake, PolicyCall},
 };
 
 async fn fails_of(server: &HeadscaleConfig) -> Vec<String> {
@@ -91,14 +91,126 @@ async fn a_namespace_is_not_removed_where_that_would_end_other_namespaces_keys()
     assert_eq!(remains_of("v0.29.2").await, (Ok(()), 2));
 }
 
+/// What a device without any knowledge of others writes for its cluster.
+fn written_for(cluster: &PolicyInput) -> String {
+    crate::compile(std::slice::from_ref(cluster), ServerFeatures::CURRENT).expect("a policy").to_json()
+}
+
+/// Two devices' clusters.
+fn two() -> [PolicyInput; 2] {
+    [7, 8].map(|site| input(&cluster().expect("an id"), site).expect("an input"))
+}
+
+/// Our cluster is applied while another device writes `theirs` once, after the first call of this kind.
+async fn interleaved(after: PolicyCall, ours: PolicyInput, theirs: &PolicyInput) -> (Vec<ClusterId>, usize) {
+    let fake = Fake::start(Behaviour::default()).await;
+    let mut theirs = Some(written_for(theirs));
+    fake.tables().rival = Some(Box::new(move |call, _| (call == after).then(|| theirs.take()).flatten()));
+    let request = PolicyRequest { clusters: &[ours], ..PolicyRequest::default() };
+    apply_policy(&fake.client(), ServerFeatures::CURRENT, &request).await.expect("applied");
+    let known = known_clusters(fake.tables().policy.as_deref()).expect("clusters");
+    (known.into_iter().map(|c| c.cluster).collect(), fake.tables().policy_writes)
+}
+
+#[tokio::test]
+async fn a_rival_that_writes_between_our_look_and_our_write_is_not_overwritten() {
+    let [a, b] = two();
+    let both = vec![a.cluster.clone(), b.cluster.clone()];
+    assert_eq!(interleaved(PolicyCall::Read, a, &b).await, (both, 1));
+}
+
+#[tokio::test]
+async fn a_rival_that_undoes_our_write_gets_both_clusters() {
+    let [a, b] = two();
+    let both = vec![a.cluster.clone(), b.cluster.clone()];
+    assert_eq!(interleaved(PolicyCall::Written, a, &b).await, (both, 2));
+}
+
 #[tokio::test]
 async fn a_rival_that_always_undoes_the_policy_is_given_up_on_after_three_tries() {
-    let fake = Fake::start(Behaviour { rival_policy: Some("{}"), ..Behaviour::default() }).await;
-    let input = [input(&cluster().expect("an id"), 7).expect("an input")];
-    let request = PolicyRequest { clusters: &input, ..PolicyRequest::default() };
-    let error = apply_policy(&fake.client(), ServerFeatures::CURRENT, &request).await.expect_err("undone");
-    assert!(matches!(error, HeadscaleError::PolicyRace { times: 3, .. }), "{error}");
-    assert_eq!(fake.tables().policy_writes, 3);
+    for always in [PolicyCall::Read, PolicyCall::Written] {
+        let fake = Fake::start(Behaviour::default()).await;
+        let [ours, theirs] = two();
+        let mut count = 0;
+        fake.tables().rival = Some(Box::new(move |call, _| {
+            count += 1;
+            // Every time another text of the same.
+            (call == always).then(|| format!("{}{}", written_for(&theirs), " ".repeat(count)))
+        }));
+        let request = PolicyRequest { clusters: &[ours], ..PolicyRequest::default() };
+        let error = apply_policy(&fake.client(), ServerFeatures::CURRENT, &request).await.expect_err("undone");
+        assert!(matches!(error, HeadscaleError::PolicyRace { times: 3, .. }), "{error}");
+        assert_eq!(error.class(), Class::Conflict);
+        assert!(error.hint().expect("a hint").contains("run the command again"));
+        assert_eq!(fake.tables().policy_writes, if always == PolicyCall::Read { 0 } else { 3 });
+    }
+}
+
+#[tokio::test]
+async fn two_devices_add_and_remove_their_clusters_beside_each_other() {
+    let fake = Fake::start(Behaviour::default()).await;
+    let hs = fake.client();
+    let clusters = two();
+    for one in clusters.chunks(1) {
+        let request = PolicyRequest { clusters: one, ..PolicyRequest::default() };
+        apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect("applied");
+    }
+    let forget = [clusters[0].cluster.clone()];
+    let request = PolicyRequest { forget: &forget, ..PolicyRequest::default() };
+    let left = apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect("forgotten").clusters;
+    assert_eq!(left.iter().map(|c| &c.cluster).collect::<Vec<_>>(), [&clusters[1].cluster]);
+    assert_eq!(apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect("again").diff, None);
+}
+
+#[tokio::test]
+async fn a_server_with_nodes_of_others_is_closed_only_when_told_to() {
+    let fake = Fake::start(Behaviour::default()).await;
+    let hs = fake.client();
+    let user = hs.ensure_user("alice").await.expect("a user");
+    for (n, name) in ["laptop", "nas"].into_iter().enumerate() {
+        hs.pretend_node(&user.name, name, &[], n as u64).await.expect("a node");
+    }
+    let clusters = two();
+    let request = PolicyRequest { clusters: &clusters, ..PolicyRequest::default() };
+    let error = apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect_err("refused");
+    assert_eq!(error.class(), Class::Conflict);
+    assert!(error.to_string().contains("laptop (reaches nas), nas (reaches laptop)"), "{error}");
+    let hint = error.hint().expect("a hint");
+    assert!(hint.contains("--merge") && hint.contains("--cut-off-others"), "{hint}");
+    assert_eq!(fake.tables().policy, None);
+    let told = PolicyRequest { cut_off_others: true, ..request };
+    apply_policy(&hs, ServerFeatures::CURRENT, &told).await.expect("told to");
+    fake.tables().policy = None;
+    let kept = PolicyRequest { merge: true, ..request };
+    apply_policy(&hs, ServerFeatures::CURRENT, &kept).await.expect("kept");
+    assert!(fake.tables().policy.as_deref().is_some_and(|p| p.contains("autogroup:member:*")));
+}
+
+#[tokio::test]
+async fn a_key_without_rights_on_the_policy_is_told_so() {
+    let fake = Fake::start(Behaviour { policy_denied: true, ..Behaviour::default() }).await;
+    let hs = fake.client();
+    for error in [hs.policy().await.expect_err("denied"), hs.set_policy("{}").await.expect_err("denied")] {
+        assert!(matches!(error, HeadscaleError::PolicyDenied { .. }), "{error:?}");
+        assert_eq!(error.class(), Class::Credentials);
+        assert!(error.hint().expect("a hint").contains("guildnet headscale policy show --compiled"));
+    }
+}
+
+#[tokio::test]
+async fn a_policy_in_a_file_is_enough_if_it_is_the_right_one() {
+    let fake = Fake::start(Behaviour { policy_in_file: true, ..Behaviour::default() }).await;
+    let hs = fake.client();
+    let clusters = two();
+    let request = PolicyRequest { clusters: &clusters, ..PolicyRequest::default() };
+    for held in [None, Some("{}".to_owned())] {
+        fake.tables().policy = held;
+        assert!(hs.held_policy().await.expect("held").in_file);
+        let error = apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect_err("a file");
+        assert!(matches!(error, HeadscaleError::PolicyReadOnly { .. }), "{error:?}");
+    }
+    fake.tables().policy = Some(crate::compile(&clusters, ServerFeatures::CURRENT).expect("a policy").to_json());
+    assert_eq!(apply_policy(&hs, ServerFeatures::CURRENT, &request).await.expect("as asked").diff, None);
 }
 
 #[tokio::test]

@@ -76,6 +76,14 @@ pub enum HeadscaleError {
         /// The server.
         url: Url,
     },
+    /// The API key, or what stands in front of the server, does not allow this call.
+    #[error("{what}: Headscale at {url} does not allow it with this API key")]
+    Forbidden {
+        /// The server.
+        url: Url,
+        /// What was asked for.
+        what: String,
+    },
     /// The server is too old.
     #[error("Headscale at {url} is version {version}; 0.26 or later is needed")]
     TooOld {
@@ -124,6 +132,12 @@ pub enum HeadscaleError {
         /// The server.
         url: Url,
     },
+    /// The policy may not be read or written with this API key.
+    #[error("the policy of Headscale at {url} may not be read or changed with this API key")]
+    PolicyDenied {
+        /// The server.
+        url: Url,
+    },
     /// With this policy the clusters would not be apart: the server's own evaluation says so. Nothing was written.
     #[error("the policy would not keep the clusters apart: {said}")]
     PolicyLeaks {
@@ -164,7 +178,9 @@ impl Explain for HeadscaleError {
             | Self::NotTrusted { .. }
             | Self::BadCertificate { .. }
             | Self::NotHeadscale { .. } => Class::Unreachable,
-            Self::NoApiKey { .. } | Self::Unauthorized { .. } => Class::Credentials,
+            Self::NoApiKey { .. } | Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::PolicyDenied { .. } => {
+                Class::Credentials
+            }
             Self::NotFound { .. } => Class::NotFound,
             Self::TooOld { .. } | Self::WouldEndKeys { .. } | Self::PolicyReadOnly { .. } => Class::Precondition,
             Self::PolicyLeaks { .. } | Self::PolicyRace { .. } => Class::Conflict,
@@ -188,6 +204,14 @@ impl Explain for HeadscaleError {
             }
             Self::NotHeadscale { .. } => "correct the address with --headscale-url https://HOST[:PORT]".into(),
             Self::NoApiKey { .. } | Self::Unauthorized { .. } => API_KEY_HINT.into(),
+            Self::Forbidden { .. } => {
+                "give an API key that may do this (--headscale-api-key-file FILE), or have whoever runs the server allow it".into()
+            }
+            Self::PolicyDenied { .. } => {
+                "have whoever may change it put the document of 'guildnet headscale policy show --compiled' there, or give an API key \
+                 that may: --headscale-api-key-file FILE"
+                    .into()
+            }
             Self::TooOld { .. } => "upgrade Headscale to 0.29 or later, one minor version at a time".into(),
             Self::WouldEndKeys { .. } => {
                 "upgrade Headscale to 0.29 or later; an unused namespace does no harm meanwhile".into()
@@ -198,10 +222,13 @@ impl Explain for HeadscaleError {
                 "if the server's words name something of yours, mend it in the policy; then run the command again".into()
             }
             Self::PolicyReadOnly { .. } => {
-                "set 'policy.mode: database' in Headscale's configuration and restart it, then run the command again".into()
+                "put the document of 'guildnet headscale policy show --compiled' into the file that 'policy.path' in Headscale's \
+                 configuration names and reload it (systemctl reload headscale, or SIGHUP); or set 'policy.mode: database' there \
+                 and restart it. Then run the command again"
+                    .into()
             }
             Self::PolicyLeaks { .. } => {
-                "take the rule that opens tag:gn-... out of the policy ('headscale policy get'), then run the command again".into()
+                "take the rule that opens tag:gn-... out of the policy (see it: guildnet headscale policy show), then run the command again".into()
             }
             Self::PolicyRace { .. } => "run the command again when the other one has ended".into(),
             Self::Policy(inner) => return inner.hint(),

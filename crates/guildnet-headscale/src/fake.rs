@@ -31,13 +31,23 @@ pub(crate) struct Behaviour {
     pub(crate) problems: bool,
     /// The policy is in a file.
     pub(crate) policy_in_file: bool,
-    /// Somebody else writes this policy after each of ours.
-    pub(crate) rival_policy: Option<&'static str>,
+    /// The API key may not read or write the policy.
+    pub(crate) policy_denied: bool,
+}
+
+/// Somebody else who writes the policy: told each call and what is held after it, and answers with what is held then.
+pub(crate) type Rival = Box<dyn FnMut(PolicyCall, Option<&str>) -> Option<String> + Send>;
+
+/// A call after which a [`Rival`] may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PolicyCall {
+    Read,
+    Written,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { version: Some("v0.29.2"), problems: false, policy_in_file: false, rival_policy: None }
+        Self { version: Some("v0.29.2"), problems: false, policy_in_file: false, policy_denied: false }
     }
 }
 
@@ -50,6 +60,7 @@ pub(crate) struct Tables {
     pending: Map<String, Value>,
     pub(crate) policy: Option<String>,
     pub(crate) policy_writes: usize,
+    pub(crate) rival: Option<Rival>,
 }
 
 #[derive(Clone)]
@@ -198,6 +209,14 @@ impl Tables {
         }
     }
 
+    fn let_rival_act(&mut self, call: PolicyCall) {
+        let Some(mut rival) = self.rival.take() else { return };
+        if let Some(written) = rival(call, self.policy.as_deref()) {
+            self.policy = Some(written);
+        }
+        self.rival = Some(rival);
+    }
+
     fn user(&self, by: &str, value: &str) -> Option<Value> {
         self.users.iter().find(|u| u[by] == value).cloned()
     }
@@ -309,6 +328,7 @@ async fn register_node(State(server): State<Server>, Query(asked): Asked) -> Res
     let id = tables.next_id();
     let node = json!({
         "id": id, "nodeKey": format!("nodekey:{id:0>64}"), "name": pending["name"], "givenName": pending["name"],
+        "user": {"id": "1", "name": pending["user"]},
         "ipAddresses": [format!("100.64.0.{id}")], "expiry": "0001-01-01T00:00:00Z", "lastSeen": Timestamp::now(),
         "online": false, "approvedRoutes": [], "availableRoutes": [], "subnetRoutes": [], "tags": [],
     });
@@ -350,13 +370,24 @@ async fn approve_routes(State(server): State<Server>, Path(id): Path<String>, Js
 }
 
 async fn policy(State(server): State<Server>) -> Response {
-    match &server.tables().policy {
+    if server.behaviour.policy_denied {
+        return server.refuse(7, 403, "not allowed");
+    }
+    let mut tables = server.tables();
+    let (held, in_file) = (tables.policy.clone(), server.behaviour.policy_in_file);
+    tables.let_rival_act(PolicyCall::Read);
+    match held {
+        Some(policy) if in_file => Json(json!({"policy": policy, "updatedAt": null})).into_response(),
         Some(policy) => Json(json!({"policy": policy, "updatedAt": Timestamp::now()})).into_response(),
+        None if in_file => server.refuse(2, 500, "reading policy from path \"\": open : no such file or directory"),
         None => server.refuse(2, 500, "loading ACL from database: acl policy not found"),
     }
 }
 
 async fn set_policy(State(server): State<Server>, Json(body): Json<Value>) -> Response {
+    if server.behaviour.policy_denied {
+        return server.refuse(7, 403, "not allowed");
+    }
     if server.behaviour.policy_in_file {
         return server.refuse(2, 500, "update is disabled for modes other than 'database'");
     }
@@ -364,8 +395,9 @@ async fn set_policy(State(server): State<Server>, Json(body): Json<Value>) -> Re
         return server.refuse(2, 500, &format!("setting policy: {said}"));
     }
     let mut tables = server.tables();
-    tables.policy = Some(server.behaviour.rival_policy.unwrap_or(text(&body, "policy")).to_owned());
+    tables.policy = Some(text(&body, "policy").to_owned());
     tables.policy_writes += 1;
+    tables.let_rival_act(PolicyCall::Written);
     Json(json!({"policy": body["policy"], "updatedAt": Timestamp::now()})).into_response()
 }
 

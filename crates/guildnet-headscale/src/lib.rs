@@ -22,19 +22,21 @@ mod keys;
 pub mod managed;
 mod namespace;
 mod nodes;
+mod overlap;
 mod policy;
 mod removal;
 mod server;
 
-pub use apply::{PolicyApplied, apply_policy};
-pub use client::{ApiKey, Headscale, HeadscaleConfig, NewKey, PreauthKey, User};
+pub use apply::{PolicyApplied, PolicyChange, PolicyWriting, apply_policy};
+pub use client::{ApiKey, Headscale, HeadscaleConfig, HeldPolicy, NewKey, PreauthKey, User};
 pub use error::HeadscaleError;
 pub use keys::{EnsureKeys, EnsuredNamespace, KeyKind, ensure_namespace, ensure_user, near_end_from};
 pub use namespace::{NamespaceFile, NamespaceFileError};
 pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of, routes_to_approve};
+pub use overlap::{RouteOverlap, overlaps};
 pub use policy::{
-    Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, judge, known_clusters, plan,
-    routes_to_advertise,
+    CutOff, Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, cut_off, judge,
+    known_clusters, plan, policy_diff, routes_to_advertise, same_policy,
 };
 pub use removal::{Cleared, Leaving, remove_cluster, remove_nodes};
 pub use server::{ServerFeatures, ServerInfo, ServerVersion};

@@ -17,6 +17,8 @@ pub struct Node {
     pub name: String,
     /// The node key, as `nodekey:<hex>`.
     pub node_key: String,
+    /// The user that it belongs to, by name. A tagged node belongs to none, whatever stands here.
+    pub user: Option<String>,
     /// The tags it carries.
     pub tags: Vec<String>,
     /// Its addresses in the tailnet.
@@ -152,6 +154,7 @@ mod tests {
             id: 1,
             name: name.into(),
             node_key: "nodekey:00".into(),
+            user: None,
             tags: vec![tag.into()],
             addresses: vec![],
             online,

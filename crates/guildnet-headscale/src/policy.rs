@@ -6,11 +6,14 @@
 //! - ACLs and 4via6 (before): equal networks are told apart by their 4via6 prefixes, and a plain network is approved only
 //!   where it overlaps no other cluster's, because the server elects one router per prefix for everybody.
 //!
-//! How the document is fitted into what the server holds: `policy/plan.rs`. Writing it: `apply.rs`.
+//! How our part of a document is recognised: `policy/ours.rs`. How it is fitted into what the server holds:
+//! `policy/plan.rs`. What others have among themselves: `policy/others.rs`. Writing it: `apply.rs`.
 
 mod diff;
 mod document;
 mod hujson;
+mod others;
+mod ours;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -23,11 +26,11 @@ use serde::Serialize;
 
 use crate::ServerFeatures;
 
+pub use document::same_policy;
+pub use others::{CutOff, cut_off};
+pub(crate) use others::{of_others, overlap, some_of};
 pub(crate) use plan::with_tests;
-pub use plan::{PolicyPlan, PolicyRequest, PolicyVerdict, judge, known_clusters, plan};
-
-/// What every tag of GuildNet begins with; whatever carries one in a policy is ours.
-const OUR_TAGS: &str = "tag:gn-";
+pub use plan::{PolicyPlan, PolicyRequest, PolicyVerdict, judge, known_clusters, plan, policy_diff};
 
 /// A cluster, as far as the policy is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +53,9 @@ pub enum PolicyError {
         cluster: ClusterId,
     },
     /// The server tells equal networks apart by site numbers, and a cluster has none.
-    #[error("cluster {cluster} has networks that overlap another cluster's and no site number")]
+    #[error(
+        "cluster {cluster} has networks that overlap those of another cluster or node on this server, and no site number"
+    )]
     NoSite {
         /// The cluster.
         cluster: ClusterId,
@@ -77,6 +82,18 @@ pub enum PolicyError {
         /// What was found, in words.
         what: Vec<String>,
     },
+    /// What bears GuildNet's names was not written by GuildNet.
+    #[error("the server's policy uses GuildNet's tags for what GuildNet did not write: {}", what.join("; "))]
+    Usurped {
+        /// What was found, in words.
+        what: Vec<String>,
+    },
+    /// Nodes that GuildNet does not know would no longer reach each other.
+    #[error("the policy would cut off nodes that GuildNet does not know: {}", some_of(nodes))]
+    CutsOff {
+        /// The nodes, each with those that it reaches now.
+        nodes: Vec<String>,
+    },
     /// A rule of somebody else lets one cluster's connector reach another cluster.
     #[error("the server's policy holds rules that let clusters reach each other: {}", rules.join("; "))]
     Opened {
@@ -88,10 +105,14 @@ pub enum PolicyError {
 impl Explain for PolicyError {
     fn class(&self) -> Class {
         match self {
-            Self::NoSite { .. } | Self::Twice { .. } => Class::Usage,
-            Self::SameSite { .. } | Self::Unreadable { .. } | Self::Foreign { .. } | Self::Opened { .. } => {
-                Class::Conflict
-            }
+            Self::Twice { .. } => Class::Usage,
+            Self::NoSite { .. }
+            | Self::SameSite { .. }
+            | Self::Unreadable { .. }
+            | Self::Foreign { .. }
+            | Self::Usurped { .. }
+            | Self::CutsOff { .. }
+            | Self::Opened { .. } => Class::Conflict,
         }
     }
 
@@ -104,8 +125,18 @@ impl Explain for PolicyError {
             Self::SameSite { second, .. } => format!("give cluster {second} another number with --site"),
             Self::Unreadable { .. } => "mend it with 'headscale policy get' and 'headscale policy set'".into(),
             Self::Foreign { .. } => {
-                "run the command again with --merge to keep it beside GuildNet's rules (comments are lost), or take it out \
-                 with 'headscale policy set'"
+                "see what would change: guildnet headscale policy diff --merge; then run the command again with --merge to keep it \
+                 beside GuildNet's rules (comments are lost), or take it out with 'headscale policy set'"
+                    .into()
+            }
+            Self::Usurped { .. } => {
+                "see what would change: guildnet headscale policy diff --merge; then run the command again with --merge to put \
+                 GuildNet's own in its place, or give it other names with 'headscale policy set'"
+                    .into()
+            }
+            Self::CutsOff { .. } => {
+                "run the command again with --merge to add a rule that keeps them reaching each other (see it: guildnet headscale policy \
+                 diff --merge), or with --cut-off-others if they shall be cut off"
                     .into()
             }
             Self::Opened { .. } => {
@@ -169,6 +200,12 @@ impl Policy {
 /// # Errors
 /// [`PolicyError::Twice`]; where the server has no `via`, [`PolicyError::NoSite`] and [`PolicyError::SameSite`].
 pub fn compile(clusters: &[PolicyInput], server: ServerFeatures) -> Result<Policy, PolicyError> {
+    compile_beside(clusters, server, &[])
+}
+
+/// The same, on a server where routers of others serve the networks `taken`. Without `via` grants these are shared like
+/// another cluster's: a plain route of ours could be elected in the place of theirs.
+fn compile_beside(clusters: &[PolicyInput], server: ServerFeatures, taken: &[Ipv4Net]) -> Result<Policy, PolicyError> {
     let mut sorted: BTreeMap<&ClusterId, &PolicyInput> = BTreeMap::new();
     for input in clusters {
         if sorted.insert(&input.cluster, input).is_some_and(|earlier| earlier != input) {
@@ -197,13 +234,13 @@ pub fn compile(clusters: &[PolicyInput], server: ServerFeatures) -> Result<Polic
         }
         Rules::Grants(grants)
     } else {
-        check_sites(&sorted)?;
+        check_sites(&sorted, taken)?;
         let mut acls = Vec::new();
         for input in &sorted {
             let (router, client) = (input.cluster.router_tag(), input.cluster.client_tag());
             let mut dst = vec![format!("{router}:*")];
             for net in input.routes.as_slice() {
-                for form in distinct_forms(input, *net, &sorted) {
+                for form in distinct_forms(input, *net, &sorted, taken) {
                     routes.entry(form).or_default().push(router.clone());
                     dst.push(format!("{form}:*"));
                 }
@@ -219,28 +256,29 @@ fn grant(client: &str, dst: Vec<String>, via: Vec<String>) -> Grant {
     Grant { src: vec![client.to_owned()], dst, ip: vec!["*".to_owned()], via }
 }
 
-/// Whether another cluster has addresses of the network.
-fn is_shared(cluster: &ClusterId, net: Ipv4Net, all: &[&PolicyInput]) -> bool {
+/// Whether another cluster, or somebody else, has addresses of the network.
+fn is_shared(cluster: &ClusterId, net: Ipv4Net, all: &[&PolicyInput], taken: &[Ipv4Net]) -> bool {
     let overlaps = |other: &Ipv4Net| other.contains(&net) || net.contains(other);
-    all.iter().filter(|o| o.cluster != *cluster).any(|o| o.routes.as_slice().iter().any(overlaps))
+    let mut others = all.iter().filter(|o| o.cluster != *cluster);
+    taken.iter().any(overlaps) || others.any(|o| o.routes.as_slice().iter().any(overlaps))
 }
 
 /// The forms of a network that no other cluster has: plain if nobody shares it, 4via6 if there is a site number.
-fn distinct_forms(input: &PolicyInput, net: Ipv4Net, all: &[&PolicyInput]) -> Vec<IpNet> {
-    let plain = (!is_shared(&input.cluster, net, all)).then_some(IpNet::V4(net));
+fn distinct_forms(input: &PolicyInput, net: Ipv4Net, all: &[&PolicyInput], taken: &[Ipv4Net]) -> Vec<IpNet> {
+    let plain = (!is_shared(&input.cluster, net, all, taken)).then_some(IpNet::V4(net));
     let via6 = input.site.map(|site| IpNet::V6(via6::prefix(site, net)));
     plain.into_iter().chain(via6).collect()
 }
 
 /// Site numbers are unique, and there where they are needed.
-fn check_sites(all: &[&PolicyInput]) -> Result<(), PolicyError> {
+fn check_sites(all: &[&PolicyInput], taken: &[Ipv4Net]) -> Result<(), PolicyError> {
     let mut seen: BTreeMap<SiteNumber, &ClusterId> = BTreeMap::new();
     for input in all {
         if let Some(site) = input.site {
             if let Some(first) = seen.insert(site, &input.cluster) {
                 return Err(PolicyError::SameSite { first: first.clone(), second: input.cluster.clone(), site });
             }
-        } else if input.routes.as_slice().iter().any(|net| is_shared(&input.cluster, *net, all)) {
+        } else if input.routes.as_slice().iter().any(|net| is_shared(&input.cluster, *net, all, taken)) {
             return Err(PolicyError::NoSite { cluster: input.cluster.clone() });
         }
     }

@@ -1,4 +1,5 @@
-//! What the Host App remembers: cluster records and the Headscale server, in one SQLite file, secrets sealed.
+//! What the Host App remembers: cluster records, the Headscale server and the policies that were replaced there, in one
+//! SQLite file, secrets sealed.
 //!
 //! [`Store::open`] is the way in. The folder is private to its owner (0700, files 0600; [`private`] makes and checks such
 //! files for the Host App too); kubeconfigs and keys are sealed with a key that lies beside the database (`seal.rs`,
@@ -17,5 +18,5 @@ mod store;
 
 pub use copy::copy_database;
 pub use error::StoreError;
-pub use record::{ClusterRecord, HeadscaleRecord};
+pub use record::{ClusterRecord, HeadscaleRecord, ReplacedPolicy};
 pub use store::{Added, Store};

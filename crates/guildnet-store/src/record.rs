@@ -82,3 +82,18 @@ pub struct HeadscaleRecord {
     /// PEM certificates to trust for it, beside the system's roots.
     pub ca_pem: Option<String>,
 }
+
+/// A policy of a Headscale server that this device replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplacedPolicy {
+    /// The server.
+    pub server: Url,
+    /// When, by the caller's clock. Millisecond precision.
+    pub at: Timestamp,
+    /// What the change was for, in words.
+    pub what: String,
+    /// The document that went; `None` if there was none.
+    pub before: Option<String>,
+    /// The document that came.
+    pub after: String,
+}

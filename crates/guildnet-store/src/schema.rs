@@ -20,6 +20,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("clusters and settings", include_str!("../migrations/0001_clusters_and_settings.sql")),
     ("routes given", include_str!("../migrations/0002_routes_given.sql")),
     ("disconnected clusters", include_str!("../migrations/0003_disconnected_clusters.sql")),
+    ("policy history", include_str!("../migrations/0004_policy_history.sql")),
 ];
 
 /// The migrations of this program.

@@ -1,7 +1,10 @@
-//! The store itself: opening, and the records in and out. Every change is one transaction.
+//! The store itself: opening, and the records in and out. Every change is one transaction. The history of policies is in
+//! `store/history.rs`.
 //!
 //! Several processes may have it open at once (the Host App and a command); SQLite's write-ahead log keeps readers and
 //! the one writer apart, and a writer waits for [`BUSY`] at most.
+
+mod history;
 
 use std::{
     ffi::OsString,

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use reqwest::{Method, StatusCode};
 
 use super::{
-    Answer, ApiKey, Headscale, NewKey, PreauthKey, User,
+    Answer, ApiKey, Headscale, HeldPolicy, NewKey, PreauthKey, User,
     wire::{self, Empty},
 };
 use crate::{HeadscaleError, Node, ServerFeatures, ServerInfo, ServerVersion};
@@ -266,10 +266,27 @@ impl Headscale {
 
     /// The policy as it was written, or `None` if there never was one. Both none and an empty one allow everything.
     pub async fn policy(&self) -> Result<Option<String>, HeadscaleError> {
+        self.held_policy().await.map(|held| held.document)
+    }
+
+    /// The policy, and where the server has it from.
+    ///
+    /// # Errors
+    /// [`HeadscaleError::PolicyDenied`].
+    pub async fn held_policy(&self) -> Result<HeldPolicy, HeadscaleError> {
         let url = self.endpoint("api/v1/policy", &[]);
-        match self.call::<wire::PolicyText>("policy", Method::GET, url, NOTHING).await {
-            Ok(found) => Ok(Some(found.policy)),
-            Err(HeadscaleError::NotFound { said, .. }) if said.contains("policy not found") => Ok(None),
+        match self.call::<wire::PolicyHeld>("policy", Method::GET, url, NOTHING).await {
+            Ok(found) => Ok(HeldPolicy { in_file: found.updated_at.is_none(), document: Some(found.policy) }),
+            Err(HeadscaleError::NotFound { said, .. }) if said.contains("policy not found") => {
+                Ok(HeldPolicy { document: None, in_file: false })
+            }
+            // In mode `file` without a file the server allows everything and says this.
+            Err(HeadscaleError::Refused { said, .. } | HeadscaleError::NotFound { said, .. })
+                if said.contains("reading policy from path") =>
+            {
+                Ok(HeldPolicy { document: None, in_file: true })
+            }
+            Err(HeadscaleError::Forbidden { url, .. }) => Err(HeadscaleError::PolicyDenied { url }),
             Err(other) => Err(other),
         }
     }
@@ -277,11 +294,13 @@ impl Headscale {
     /// Replaces the policy. Nothing guards against somebody else's write in between; see [`crate::apply_policy`].
     ///
     /// # Errors
-    /// [`HeadscaleError::PolicyRefused`] with the server's words; [`HeadscaleError::PolicyReadOnly`].
+    /// [`HeadscaleError::PolicyRefused`] with the server's words; [`HeadscaleError::PolicyReadOnly`];
+    /// [`HeadscaleError::PolicyDenied`].
     pub async fn set_policy(&self, document: &str) -> Result<(), HeadscaleError> {
-        let (url, body) = (self.endpoint("api/v1/policy", &[]), wire::PolicyText { policy: document.to_owned() });
-        match self.call::<wire::PolicyText>("policy", Method::PUT, url, Some(&body)).await {
+        let (url, body) = (self.endpoint("api/v1/policy", &[]), wire::PolicyText { policy: document });
+        match self.call::<Empty>("policy", Method::PUT, url, Some(&body)).await {
             Ok(_) => Ok(()),
+            Err(HeadscaleError::Forbidden { url, .. }) => Err(HeadscaleError::PolicyDenied { url }),
             Err(HeadscaleError::Refused { said, .. }) if said.contains("update is disabled") => {
                 Err(HeadscaleError::PolicyReadOnly { url: self.config.url.clone() })
             }
@@ -297,7 +316,7 @@ impl Headscale {
     /// # Errors
     /// [`HeadscaleError::PolicyRefused`] with the server's words; [`HeadscaleError::NotFound`] if it has no such call.
     pub async fn check_policy(&self, document: &str) -> Result<(), HeadscaleError> {
-        let (url, body) = (self.endpoint("api/v1/policy/check", &[]), wire::PolicyText { policy: document.to_owned() });
+        let (url, body) = (self.endpoint("api/v1/policy/check", &[]), wire::PolicyText { policy: document });
         match self.call::<Empty>("check of the policy", Method::POST, url, Some(&body)).await {
             Ok(_) => Ok(()),
             // Without the call the gateway answers 404 or, as /policy takes other methods, 501 with these words.

@@ -8,7 +8,7 @@ use super::{Headscale, wire};
 use crate::{HeadscaleError, Node};
 
 impl Headscale {
-    /// Makes a node of the user with these tags. `number` makes its registration unique on the server.
+    /// Makes a node of the user with these tags, or without any. `number` makes its registration unique on the server.
     pub(crate) async fn pretend_node(
         &self,
         user: &str,
@@ -25,6 +25,9 @@ impl Headscale {
         let url = self.endpoint("api/v1/node/register", &[("user", user), ("key", key.expose())]);
         let made: wire::OneNode = self.call("pretended node", Method::POST, url, Some(&json!({}))).await?;
         let node = Node::from(made.node);
+        if tags.is_empty() {
+            return Ok(node);
+        }
         let url = self.endpoint(&format!("api/v1/node/{}/tags", node.id), &[]);
         let tagged: wire::OneNode =
             self.call("tags of the pretended node", Method::POST, url, Some(&json!({ "tags": tags }))).await?;

@@ -148,6 +148,13 @@ pub(super) struct Keys {
     pub(super) pre_auth_keys: Vec<WireKey>,
 }
 
+/// The user of a node: only its name matters.
+#[derive(Deserialize)]
+struct Owner {
+    #[serde(default)]
+    name: String,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireApiKey {
@@ -193,6 +200,8 @@ pub(super) struct WireNode {
     name: String,
     #[serde(default)]
     given_name: String,
+    #[serde(default)]
+    user: Option<Owner>,
     #[serde(default, deserialize_with = "list")]
     ip_addresses: Vec<IpAddr>,
     #[serde(default)]
@@ -229,6 +238,7 @@ impl From<WireNode> for Node {
             id: wire.id,
             name: if wire.given_name.is_empty() { wire.name } else { wire.given_name },
             node_key: wire.node_key,
+            user: wire.user.map(|u| u.name).filter(|name| !name.is_empty()),
             tags,
             addresses: wire.ip_addresses,
             online: wire.online,
@@ -257,10 +267,19 @@ pub(super) struct ApproveRoutes<'a> {
     pub(super) routes: &'a [IpNet],
 }
 
-#[derive(Serialize, Deserialize)]
-pub(super) struct PolicyText {
+#[derive(Serialize)]
+pub(super) struct PolicyText<'a> {
+    pub(super) policy: &'a str,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PolicyHeld {
     #[serde(default)]
     pub(super) policy: String,
+    /// When it was written to the database; none for a file.
+    #[serde(default, deserialize_with = "time")]
+    pub(super) updated_at: Option<Timestamp>,
 }
 
 /// An answer or a body with nothing in it that matters.

@@ -6,10 +6,14 @@ use guildnet_model::{ClusterId, Networks, SiteNumber, via6};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 
-use super::{OUR_TAGS, Policy, PolicyError, PolicyInput, hujson};
+use super::{
+    Policy, PolicyError, PolicyInput, hujson,
+    others::overlap,
+    ours::{self, End, is_our_rule, is_our_tag, texts},
+};
 
 /// The document's members that are looked into. Headscale matches names without regard to case.
-const KNOWN: &[&str] = &["tagOwners", "autoApprovers", "acls", "grants", "tests"];
+const KNOWN: &[&str] = &["tagOwners", "autoApprovers", "acls", "grants", "tests", "groups", "hosts"];
 
 /// A document, taken apart.
 pub(super) struct Document {
@@ -19,6 +23,8 @@ pub(super) struct Document {
     pub(super) clusters: Vec<PolicyInput>,
     /// What is not GuildNet's.
     pub(super) foreign: Map<String, Value>,
+    /// What bears GuildNet's names and was written by somebody else, in words.
+    pub(super) strange: Vec<String>,
 }
 
 impl Document {
@@ -27,14 +33,16 @@ impl Document {
         let refuse = |why: &dyn std::fmt::Display| PolicyError::Unreadable { why: why.to_string() };
         let plain = hujson::standardize(text);
         if plain.trim().is_empty() {
-            return Ok(Self { whole: Value::Object(Map::new()), clusters: vec![], foreign: Map::new() });
+            let whole = Value::Object(Map::new());
+            return Ok(Self { whole, clusters: vec![], foreign: Map::new(), strange: vec![] });
         }
         let whole: Map<String, Value> = serde_json::from_str(&plain).map_err(|e| refuse(&e))?;
         let whole: Map<String, Value> = whole.into_iter().map(|(name, value)| (usual_case(name), value)).collect();
         let clusters = read_clusters(&whole);
         let foreign =
             whole.iter().filter_map(|(name, value)| Some((name.clone(), foreign_part(name, value)?))).collect();
-        Ok(Self { whole: Value::Object(whole), clusters, foreign })
+        let strange = ours::strange(&whole);
+        Ok(Self { whole: Value::Object(whole), clusters, foreign, strange })
     }
 
     /// Whether the server takes it as "everything may reach everything": no rules member at all.
@@ -64,13 +72,26 @@ impl Document {
         rules.filter(reach).map(ToString::to_string).collect()
     }
 
-    /// The document that holds this policy in place of what is ours now, beside what is foreign.
-    pub(super) fn with(&self, policy: &Policy) -> Value {
+    /// The document that holds this policy in place of what is ours now, beside what is foreign and `more` of it.
+    pub(super) fn with(&self, policy: &Policy, more: Option<Value>) -> Value {
         let ours = serde_json::to_value(policy).expect("text keys and lists of text have a JSON form");
         let mut merged = Value::Object(self.foreign.clone());
+        if let Some(more) = more {
+            add(&mut merged, more);
+        }
         add(&mut merged, ours);
         merged
     }
+}
+
+/// Whether two documents say the same: comments, blanks and the order of members do not count, nor does whether there is
+/// none, an empty one, or one without any member.
+///
+/// # Errors
+/// [`PolicyError::Unreadable`] for either.
+pub fn same_policy(one: Option<&str>, other: Option<&str>) -> Result<bool, PolicyError> {
+    let read = |text: Option<&str>| Document::read(text.unwrap_or_default());
+    Ok(read(one)?.whole == read(other)?.whole)
 }
 
 /// Adds to a document: objects member by member, lists behind what is there.
@@ -93,30 +114,13 @@ fn usual_case(name: String) -> String {
     KNOWN.iter().find(|known| known.eq_ignore_ascii_case(&name)).map_or(name, |known| (*known).to_owned())
 }
 
-fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
-    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-}
-
-fn is_our_tag(text: &str) -> bool {
-    text.starts_with(OUR_TAGS)
-}
-
-/// A rule or test is ours if all its sources are.
-fn is_our_rule(rule: &Value) -> bool {
-    match rule.get("src") {
-        Some(Value::String(src)) => is_our_tag(src),
-        Some(Value::Array(list)) => !list.is_empty() && list.iter().all(|src| src.as_str().is_some_and(is_our_tag)),
-        _ => false,
-    }
-}
-
 /// What of a member is not ours; `None` if nothing is.
 fn foreign_part(name: &str, value: &Value) -> Option<Value> {
     let left = match (name, value) {
         ("tagOwners", Value::Object(owners)) => Value::Object(
             owners.iter().filter(|(tag, _)| !is_our_tag(tag)).map(|(k, v)| (k.clone(), v.clone())).collect(),
         ),
-        ("acls" | "grants" | "tests", Value::Array(rules)) => {
+        ("acls" | "grants", Value::Array(rules)) => {
             Value::Array(rules.iter().filter(|r| !is_our_rule(r)).cloned().collect())
         }
         ("autoApprovers", Value::Object(approvers)) => {
@@ -150,8 +154,7 @@ fn without_our_tags(approvers: &Value) -> Option<Value> {
 /// Reads our own part back. A cluster of which no network can be read has nothing that could be kept.
 fn read_clusters(whole: &Map<String, Value>) -> Vec<PolicyInput> {
     let owners = whole.get("tagOwners").and_then(Value::as_object).into_iter().flatten();
-    let ids =
-        owners.filter_map(|(tag, _)| tag.strip_prefix(OUR_TAGS)?.strip_suffix("-router")?.parse::<ClusterId>().ok());
+    let ids = owners.filter_map(|(tag, _)| ours::tag(tag).filter(|(_, end)| *end == End::Router).map(|(id, _)| id));
     let approvers = whole.get("autoApprovers").and_then(|a| a.get("routes")).and_then(Value::as_object);
     let mut found: BTreeMap<ClusterId, Vec<IpNet>> = BTreeMap::new();
     for id in ids {
@@ -210,11 +213,7 @@ fn may_be_ours(alias: &str, clusters: &[PolicyInput], is_destination: bool) -> b
 }
 
 fn overlaps_ours(net: IpNet, clusters: &[PolicyInput]) -> bool {
-    let overlaps = |other: IpNet| match (net, other) {
-        (IpNet::V4(a), IpNet::V4(b)) => a.contains(&b) || b.contains(&a),
-        (IpNet::V6(a), IpNet::V6(b)) => a.contains(&b) || b.contains(&a),
-        _ => false,
-    };
+    let overlaps = |other: IpNet| overlap(net, other);
     let tailnet = TAILNET.iter().filter_map(|range| range.parse::<IpNet>().ok());
     let networks = clusters.iter().flat_map(|c| c.routes.as_slice()).map(|n| IpNet::V4(*n));
     tailnet.chain(networks).any(overlaps)

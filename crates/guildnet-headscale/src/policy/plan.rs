@@ -4,14 +4,15 @@
 
 use std::collections::BTreeSet;
 
-use guildnet_model::ClusterId;
+use guildnet_model::{ClusterId, Networks};
 use serde_json::{Value, json};
 
 use super::{
-    PolicyError, PolicyInput, compile, diff,
+    CutOff, PolicyError, PolicyInput, compile_beside, diff,
     document::{Document, add},
+    others,
 };
-use crate::ServerFeatures;
+use crate::{Node, ServerFeatures};
 
 /// What the policy shall say.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,8 +21,13 @@ pub struct PolicyRequest<'a> {
     pub clusters: &'a [PolicyInput],
     /// Clusters that it shall know no longer.
     pub forget: &'a [ClusterId],
-    /// Whether rules of others are kept beside ours; otherwise they stop the plan.
+    /// Whether what others have is kept beside ours: their rules, and on a server without rules their reach. Otherwise
+    /// their rules stop the plan.
     pub merge: bool,
+    /// Whether nodes of others may be cut off from each other.
+    pub cut_off_others: bool,
+    /// The nodes of the server. [`apply_policy`](crate::apply_policy) asks for them itself.
+    pub nodes: &'a [Node],
 }
 
 /// What has to be done.
@@ -40,11 +46,15 @@ pub enum PolicyPlan {
         diff: String,
         /// All clusters that it keeps apart.
         clusters: Vec<PolicyInput>,
+        /// Nodes of others that would lose reach among themselves.
+        cuts_off: Vec<CutOff>,
     },
     /// The server's policy holds rules of others, and they were not asked to be kept.
     Foreign {
         /// What was found, in words.
         what: Vec<String>,
+        /// What bears our names and was not written by us, in words; when merged, ours takes its place.
+        usurped: Vec<String>,
         /// The lines that would go and come if they were kept.
         diff: String,
     },
@@ -82,6 +92,15 @@ pub fn known_clusters(current: Option<&str>) -> Result<Vec<PolicyInput>, PolicyE
     Ok(Document::read(current.unwrap_or_default())?.clusters)
 }
 
+/// The lines that go and come from one document to another.
+///
+/// # Errors
+/// [`PolicyError::Unreadable`] for either.
+pub fn policy_diff(before: Option<&str>, after: Option<&str>) -> Result<String, PolicyError> {
+    let read = |text: Option<&str>| Document::read(text.unwrap_or_default());
+    Ok(diff::lines(&pretty(&read(before)?.whole), &pretty(&read(after)?.whole)))
+}
+
 /// Finds out what must be written.
 ///
 /// A policy that is absent, empty or without any rules allows everything on Headscale: it is replaced. Rules of others that
@@ -96,23 +115,36 @@ pub fn plan(
 ) -> Result<PolicyPlan, PolicyError> {
     let held = Document::read(current.unwrap_or_default())?;
     let clusters = all_clusters(&held, request);
-    let wanted = held.with(&compile(&clusters, server)?);
+    let knows = |id: &ClusterId| held.clusters.iter().any(|c| c.cluster == *id);
+    if request.clusters.is_empty() && !request.forget.is_empty() && !request.forget.iter().any(knows) {
+        // What is not known need not be forgotten, and least of all by closing a server that allows all.
+        return Ok(PolicyPlan::Unchanged { clusters });
+    }
+    let policy = compile_beside(&clusters, server, &others::taken(request.nodes))?;
+    let keep = (request.merge && held.allows_all()).then(|| {
+        let networks: Vec<&Networks> = clusters.iter().map(|c| &c.routes).collect();
+        others::rule_for(request.nodes, &networks, server)
+    });
+    let wanted = held.with(&policy, keep.flatten());
     let openings = held.openings(&clusters);
     if wanted == held.whole && openings.is_empty() {
         return Ok(PolicyPlan::Unchanged { clusters });
     }
     let document = pretty(&wanted);
     let diff = diff::lines(&pretty(&held.whole), &document);
-    if !held.foreign.is_empty() && !request.merge {
-        return Ok(PolicyPlan::Foreign { what: held.foreign_in_words(), diff });
+    let holds_others = !held.foreign.is_empty() || !held.strange.is_empty();
+    if holds_others && !request.merge {
+        return Ok(PolicyPlan::Foreign { what: held.foreign_in_words(), usurped: held.strange, diff });
     }
     if !openings.is_empty() {
         return Err(PolicyError::Opened { rules: openings });
     }
-    Ok(PolicyPlan::Apply { document, diff, clusters })
+    let cuts_off = others::lost(&held.whole, &wanted, request.nodes);
+    Ok(PolicyPlan::Apply { document, diff, clusters, cuts_off })
 }
 
-/// Judges what the server holds: whether it keeps these clusters, and all others that it knows, apart.
+/// Judges what the server holds: whether it keeps these clusters, and all others that it knows, apart. `nodes` are the
+/// server's, as far as they are known: without `via` grants the policy depends on which networks others serve.
 ///
 /// # Errors
 /// Those of [`compile`]; [`PolicyError::Unreadable`].
@@ -120,6 +152,7 @@ pub fn judge(
     current: Option<&str>,
     clusters: &[PolicyInput],
     server: ServerFeatures,
+    nodes: &[Node],
 ) -> Result<PolicyVerdict, PolicyError> {
     let held = Document::read(current.unwrap_or_default())?;
     if held.allows_all() {
@@ -130,7 +163,7 @@ pub fn judge(
     if !openings.is_empty() {
         return Ok(PolicyVerdict::Opened { rules: openings });
     }
-    let wanted = held.with(&compile(&clusters, server)?);
+    let wanted = held.with(&compile_beside(&clusters, server, &others::taken(nodes))?, None);
     if wanted == held.whole {
         return Ok(PolicyVerdict::Isolates { clusters: clusters.len(), foreign: held.foreign_in_words() });
     }

@@ -62,7 +62,7 @@ fn without_via_a_network_of_one_cluster_alone_is_plain_too() {
 fn no_clusters_still_means_that_nothing_is_allowed() {
     for server in [NEW, OLD] {
         let document = compile(&[], server).expect("a policy").to_json();
-        assert!(matches!(judge(Some(&document), &[], server), Ok(PolicyVerdict::Isolates { clusters: 0, .. })));
+        assert!(matches!(judge(Some(&document), &[], server, &[]), Ok(PolicyVerdict::Isolates { clusters: 0, .. })));
     }
 }
 
@@ -82,7 +82,7 @@ fn contradictions_are_refused() {
 #[test]
 fn a_policy_that_allows_everything_is_replaced() {
     for current in [None, Some(""), Some(" // nothing\n"), Some("{}"), Some(r#"{"groups": {}, "grants": null}"#)] {
-        assert_eq!(judge(current, &equal(), NEW), Ok(PolicyVerdict::AllowsAll), "{current:?}");
+        assert_eq!(judge(current, &equal(), NEW, &[]), Ok(PolicyVerdict::AllowsAll), "{current:?}");
         assert!(matches!(plan(current, &asked(&equal()), NEW), Ok(PolicyPlan::Apply { .. })), "{current:?}");
     }
 }
@@ -98,6 +98,155 @@ fn clusters_of_other_devices_are_kept_until_they_are_forgotten() {
         let left = carried_out(Some(&both), &PolicyRequest { forget: &forget, ..PolicyRequest::default() }, server);
         assert_eq!(ids(&known_clusters(Some(&left)).expect("clusters")), ["b"]);
     }
+}
+
+#[test]
+fn an_id_that_is_used_again_has_nothing_of_the_cluster_that_had_it() {
+    for server in [NEW, OLD] {
+        let first = carried_out(None, &asked(&equal()), server);
+        let forget = ["a".parse().expect("an id")];
+        let left = carried_out(Some(&first), &PolicyRequest { forget: &forget, ..PolicyRequest::default() }, server);
+        assert!(!left.contains("gn-a-"), "{left}");
+        // Its namespace was made anew: another number, and other networks.
+        let again = [input("a", "10.50.0.0/16", 9)];
+        let document = carried_out(Some(&left), &asked(&again), server);
+        assert_eq!(document, carried_out(None, &asked(&[again[0].clone(), equal()[1].clone()]), server));
+        let known = known_clusters(Some(&document)).expect("clusters");
+        assert_eq!(known[0].routes, again[0].routes);
+        assert_eq!(known[0].site, again[0].site.filter(|_| !server.via_grants));
+    }
+}
+
+#[test]
+fn a_site_number_that_another_cluster_has_is_not_given_again() {
+    let first = carried_out(None, &asked(&equal()), OLD);
+    let again = [input("c", "10.96.0.0/16", 8)];
+    let said = plan(Some(&first), &asked(&again), OLD).expect_err("the site of b");
+    assert!(matches!(&said, PolicyError::SameSite { first, .. } if first.as_str() == "b"), "{said}");
+    assert!(said.hint().expect("a hint").contains("--site"));
+}
+
+#[test]
+fn forgetting_what_is_not_known_changes_nothing() {
+    let forget = ["z".parse().expect("an id")];
+    let request = PolicyRequest { forget: &forget, merge: true, ..PolicyRequest::default() };
+    for current in [None, Some("{}"), Some(FOREIGN)] {
+        let said = plan(current, &request, NEW);
+        assert!(matches!(said, Ok(PolicyPlan::Unchanged { .. })), "{current:?}: {said:?}");
+    }
+}
+
+#[test]
+fn without_via_a_network_that_somebody_else_serves_is_reached_by_4via6_only() {
+    let router = node("office", "tag:office", &["10.96.0.0/16"]);
+    let [a, _] = equal();
+    let clusters = [a];
+    let request = PolicyRequest { nodes: std::slice::from_ref(&router), ..asked(&clusters) };
+    let routes = |server| {
+        let document: Value = serde_json::from_str(&carried_out(None, &request, server)).expect("JSON");
+        let routes = document["autoApprovers"]["routes"].as_object().expect("routes");
+        let mut nets: Vec<String> = routes.keys().cloned().collect();
+        nets.sort();
+        nets
+    };
+    assert_eq!(routes(OLD), ["10.244.0.0/16", "fd7a:115c:a1e0:b1a:0:7:a60:0/112", "fd7a:115c:a1e0:b1a:0:7:af4:0/112"]);
+    assert_eq!(routes(NEW), ["10.244.0.0/16", "10.96.0.0/16"]);
+    let document = carried_out(None, &request, OLD);
+    let judged = judge(Some(&document), &clusters, OLD, std::slice::from_ref(&router));
+    assert!(matches!(judged, Ok(PolicyVerdict::Isolates { .. })), "{judged:?}");
+    let no_site = [PolicyInput { site: None, ..clusters[0].clone() }];
+    let said = plan(None, &PolicyRequest { clusters: &no_site, ..request }, OLD).expect_err("no way left");
+    assert_eq!((said.class(), said.hint().map(|h| h.contains("--site"))), (Class::Conflict, Some(true)));
+}
+
+/// Somebody else's node.
+fn node(name: &str, tag: &str, approved: &[&str]) -> crate::Node {
+    crate::Node {
+        id: u64::from(name.as_bytes()[0]),
+        name: name.into(),
+        node_key: "nodekey:00".into(),
+        user: None,
+        tags: vec![tag.into()],
+        addresses: vec![],
+        online: true,
+        last_seen: None,
+        expires: None,
+        available_routes: vec![],
+        approved_routes: approved.iter().map(|n| n.parse().expect("a network")).collect(),
+        elected_routes: vec![],
+    }
+}
+
+#[test]
+fn merged_on_a_server_without_rules_others_keep_what_they_reach() {
+    let nodes = [node("nas", "tag:nas", &["192.168.1.0/24"]), node("printer", "tag:printer", &[])];
+    let clusters = equal();
+    for server in [NEW, OLD] {
+        let request = PolicyRequest { nodes: &nodes, ..asked(&clusters) };
+        let Ok(PolicyPlan::Apply { cuts_off, .. }) = plan(None, &request, server) else { panic!("not planned") };
+        let said: Vec<String> = cuts_off.iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["nas (reaches printer)", "printer (reaches nas)"]);
+        let request = PolicyRequest { merge: true, ..request };
+        let Ok(PolicyPlan::Apply { cuts_off, document, .. }) = plan(None, &request, server) else {
+            panic!("not planned")
+        };
+        assert_eq!(cuts_off, []);
+        let value: Value = serde_json::from_str(&document).expect("JSON");
+        assert_eq!(value["acls"][0]["src"], json!(["tag:nas", "tag:printer"]));
+        for merge in [true, false] {
+            let again = plan(Some(&document), &PolicyRequest { merge, ..request }, server);
+            assert!(matches!(again, Ok(PolicyPlan::Unchanged { .. })), "{again:?}");
+        }
+        let judged = judge(Some(&document), &clusters, server, &nodes);
+        assert!(matches!(judged, Ok(PolicyVerdict::Isolates { clusters: 2, .. })), "{judged:?}");
+    }
+}
+
+#[test]
+fn our_names_in_others_hands_stop_the_plan_unless_ours_shall_take_their_place() {
+    let clusters = equal();
+    let good = carried_out(None, &asked(&clusters), NEW);
+    let bent = |change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_str(&good).expect("JSON");
+        change(&mut value);
+        value.to_string()
+    };
+    let cases = [
+        bent(&|v| v["tagOwners"]["tag:gn-a-router"] = json!(["alice@"])),
+        bent(&|v| {
+            let more = json!({"src": ["tag:gn-a-client"], "dst": ["tag:gn-b-router"], "ip": ["*"]});
+            v["grants"].as_array_mut().expect("a list").push(more);
+        }),
+        bent(&|v| v["autoApprovers"]["exitNode"] = json!(["tag:gn-a-router"])),
+    ];
+    for current in cases {
+        let said = plan(Some(&current), &asked(&clusters), NEW);
+        assert!(matches!(&said, Ok(PolicyPlan::Foreign { usurped, .. }) if usurped.len() == 1), "{said:?}");
+        let merged = carried_out(Some(&current), &PolicyRequest { merge: true, ..asked(&clusters) }, NEW);
+        let same = crate::same_policy(Some(&merged), Some(&good)).expect("readable");
+        assert!(same, "{merged}");
+        assert!(matches!(judge(Some(&current), &clusters, NEW, &[]), Ok(PolicyVerdict::Differs { .. })));
+    }
+    let said = PolicyError::Usurped { what: vec!["tag:gn-a-router is owned by alice@".into()] };
+    assert_eq!((said.class(), said.hint().map(|h| h.contains("--merge"))), (Class::Conflict, Some(true)));
+}
+
+#[test]
+fn tags_that_only_look_like_ours_are_kept() {
+    let current = r#"{"tagOwners": {"tag:gn-printer": ["alice@"]}, "acls": [{"action": "accept", "src": ["tag:gn-printer"], "dst": ["alice@:*"]}]}"#;
+    let clusters = equal();
+    let merged = carried_out(Some(current), &PolicyRequest { merge: true, ..asked(&clusters) }, NEW);
+    let value: Value = serde_json::from_str(&merged).expect("JSON");
+    assert_eq!(value["tagOwners"]["tag:gn-printer"], json!(["alice@"]));
+    assert_eq!(value["acls"][0]["src"], json!(["tag:gn-printer"]));
+}
+
+#[test]
+fn documents_are_compared_by_what_they_say() {
+    let same = |one, other| crate::same_policy(one, other).expect("readable");
+    assert!(same(None, Some("// nothing\n")) && same(None, Some("{}")));
+    assert!(same(Some(r#"{"acls": [], "groups": {}}"#), Some("{\"groups\": {}, // none\n \"ACLs\": [],}")));
+    assert!(!same(Some(r#"{"acls": []}"#), None));
 }
 
 #[test]
@@ -120,7 +269,7 @@ const FOREIGN: &str = r#"{
 
 #[test]
 fn foreign_rules_stop_the_plan_unless_they_are_to_be_kept() {
-    let Ok(PolicyPlan::Foreign { what, diff }) = plan(Some(FOREIGN), &asked(&equal()), NEW) else {
+    let Ok(PolicyPlan::Foreign { what, diff, .. }) = plan(Some(FOREIGN), &asked(&equal()), NEW) else {
         panic!("not foreign")
     };
     assert_eq!(what, ["1 entry in acls", "autoApprovers", "groups", "tagOwners"]);
@@ -146,7 +295,7 @@ fn foreign_rules_are_kept_when_merged_and_a_second_run_changes_nothing() {
         assert!(matches!(again, Ok(PolicyPlan::Unchanged { .. })), "{again:?}");
     }
     assert!(
-        matches!(judge(Some(&merged), &clusters, NEW), Ok(PolicyVerdict::Isolates { clusters: 2, foreign }) if foreign.len() == 4)
+        matches!(judge(Some(&merged), &clusters, NEW, &[]), Ok(PolicyVerdict::Isolates { clusters: 2, foreign }) if foreign.len() == 4)
     );
 }
 
@@ -165,7 +314,7 @@ fn foreign_rules_that_open_clusters_to_each_other_are_never_kept() {
         let current = format!(r#"{{"acls": [{rule}]}}"#);
         let said = plan(Some(&current), &request, NEW);
         assert!(matches!(&said, Err(PolicyError::Opened { rules }) if rules.len() == 1), "{rule}: {said:?}");
-        assert!(matches!(judge(Some(&current), &clusters, NEW), Ok(PolicyVerdict::Opened { .. })), "{rule}");
+        assert!(matches!(judge(Some(&current), &clusters, NEW, &[]), Ok(PolicyVerdict::Opened { .. })), "{rule}");
     }
     let harmless = [
         r#"{"action": "accept", "src": ["*"], "dst": ["tag:printer:631"]}"#,
@@ -186,12 +335,15 @@ fn a_policy_that_was_changed_behind_our_back_is_noticed() {
     let good = carried_out(None, &asked(&clusters), NEW);
     let mut bad: Value = serde_json::from_str(&good).expect("JSON");
     bad["grants"][3]["via"] = json!(["tag:gn-a-router"]);
-    let Ok(PolicyVerdict::Differs { how }) = judge(Some(&bad.to_string()), &clusters, NEW) else {
+    let Ok(PolicyVerdict::Differs { how }) = judge(Some(&bad.to_string()), &clusters, NEW, &[]) else {
         panic!("not noticed")
     };
     assert_eq!(how, "1 line missing: \"tag:gn-b-router\"; 1 line too much: \"tag:gn-a-router\"");
     let missing = carried_out(None, &asked(&clusters[..1]), NEW);
-    assert_eq!(judge(Some(&missing), &clusters, NEW), Ok(PolicyVerdict::Differs { how: "it does not know b".into() }));
+    assert_eq!(
+        judge(Some(&missing), &clusters, NEW, &[]),
+        Ok(PolicyVerdict::Differs { how: "it does not know b".into() })
+    );
 }
 
 #[test]
