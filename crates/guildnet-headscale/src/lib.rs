@@ -38,5 +38,5 @@ pub use policy::{
     CutOff, Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, cut_off, judge,
     known_clusters, plan, policy_diff, routes_to_advertise, same_policy,
 };
-pub use removal::{Cleared, Leaving, remove_cluster, remove_nodes};
+pub use removal::{Cleared, Leaving, remove_namespace, remove_nodes};
 pub use server::{ServerFeatures, ServerInfo, ServerVersion};

@@ -12,9 +12,7 @@ use guildnet_model::ClusterId;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    Headscale, HeadscaleError, KeyKind, Node, PolicyRequest, ServerFeatures, apply_policy, clients_of, routers_of,
-};
+use crate::{Headscale, HeadscaleError, KeyKind, Node, clients_of, routers_of};
 
 /// How often the node list is asked while nodes are on their way out. The API has no stream of changes.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -41,6 +39,13 @@ pub struct Cleared {
     pub left: Vec<String>,
     /// What should have gone and could not yet: the same call goes on from there.
     pub unfinished: Vec<String>,
+}
+
+impl Cleared {
+    /// Whether nothing of what was asked about remains.
+    pub fn is_complete(&self) -> bool {
+        self.left.is_empty() && self.unfinished.is_empty()
+    }
 }
 
 /// What happens to a node.
@@ -110,34 +115,20 @@ pub async fn remove_nodes(
     }
 }
 
-/// Deletes the nodes of a cluster, routers included, and then, if none of its nodes remains, its place in the policy, the keys
-/// that have the form of ours, and the namespace if nothing else is in it.
+/// Removes what is left of a cluster once its nodes and its place in the policy are gone: the keys that have the form of
+/// ours and, if nothing else is in it, the namespace. What was done is added to `done`.
 ///
 /// # Errors
 /// Those of the calls; what was removed until then stays removed.
 /// # Cancellation
 /// Dropping the future leaves what was done so far; the same call goes on from there.
-pub async fn remove_cluster(
+pub async fn remove_namespace(
     headscale: &Headscale,
-    server: ServerFeatures,
     cluster: &ClusterId,
-    leaving: &Leaving<'_>,
-) -> Result<Cleared, HeadscaleError> {
-    let mut done =
-        remove_nodes(headscale, cluster, &Leaving { routers: true, idle_connectors: true, ..*leaving }).await?;
+    done: &mut Cleared,
+) -> Result<(), HeadscaleError> {
     let namespace = cluster.namespace();
-    if !done.unfinished.is_empty() || !done.left.is_empty() {
-        done.left.push(format!("its place in the policy, which keeps those nodes apart, and namespace {namespace}"));
-        return Ok(done);
-    }
-    let forget = [cluster.clone()];
-    let request = PolicyRequest { clusters: &[], forget: &forget, merge: true };
-    match apply_policy(headscale, server, &request).await {
-        Ok(applied) => done.removed.extend(applied.diff.map(|_| "its place in the policy".to_owned())),
-        Err(why @ HeadscaleError::PolicyReadOnly { .. }) => done.left.push(format!("its place in the policy: {why}")),
-        Err(why) => return Err(why),
-    }
-    let Some(user) = headscale.user(&namespace).await? else { return Ok(done) };
+    let Some(user) = headscale.user(&namespace).await? else { return Ok(()) };
     let now = Timestamp::now();
     let (ours, others): (Vec<_>, Vec<_>) =
         headscale.keys(user.id).await?.into_iter().partition(|key| KeyKind::of(key, cluster) != KeyKind::Other);
@@ -149,7 +140,7 @@ pub async fn remove_cluster(
         // The server removes a namespace's keys with it.
         let which = foreign.join(", ");
         done.left.push(format!("namespace {namespace}: it holds preauth keys that GuildNet did not make ({which})"));
-        return Ok(done);
+        return Ok(());
     }
     match headscale.delete_user(user.id).await {
         Ok(()) => done.removed.push(format!("namespace {namespace} and its keys")),
@@ -158,7 +149,7 @@ pub async fn remove_cluster(
         }
         Err(why) => return Err(why),
     }
-    Ok(done)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -167,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        EnsureKeys, NewKey, PolicyInput, ensure_namespace,
+        EnsureKeys, NewKey, PolicyInput, PolicyRequest, ServerFeatures, apply_policy, ensure_namespace,
         fake::{Behaviour, Fake},
         known_clusters,
     };
@@ -194,7 +185,14 @@ mod tests {
     }
 
     async fn cluster_gone(hs: &Headscale, leaving: &Leaving<'_>) -> Cleared {
-        remove_cluster(hs, ServerFeatures::CURRENT, &a(), leaving).await.expect("an answer")
+        let mut done = remove_nodes(hs, &a(), leaving).await.expect("an answer");
+        if done.is_complete() {
+            let request = PolicyRequest { forget: &[a()], merge: true, ..PolicyRequest::default() };
+            let applied = apply_policy(hs, ServerFeatures::CURRENT, &request).await.expect("applied");
+            done.removed.extend(applied.diff.map(|_| "policy".to_owned()));
+            remove_namespace(hs, &a(), &mut done).await.expect("an answer");
+        }
+        done
     }
 
     #[tokio::test]
@@ -243,7 +241,7 @@ mod tests {
         fake.tables().set_online("there", true);
         let done = cluster_gone(&hs, &GOING).await;
         assert_eq!(done.removed, ["node here on Headscale"]);
-        assert!(done.left[0].contains("node there") && done.left[1].contains("policy"), "{:?}", done.left);
+        assert!(done.left[0].contains("node there"), "{:?}", done.left);
         assert_eq!(done.unfinished, [""; 0]);
     }
 

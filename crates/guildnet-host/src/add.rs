@@ -14,7 +14,7 @@ use serde::Serialize;
 use url::Url;
 
 use crate::{
-    HostError, KubeconfigRef, Progress, Settings,
+    Consent, HostError, KubeconfigRef, Progress, Settings,
     client::HostClient,
     cluster::ClusterActor,
     error::Explained as _,
@@ -54,6 +54,8 @@ pub struct AddRequest {
     pub site: Option<SiteNumber>,
     /// Replace a cluster of that id.
     pub replace: bool,
+    /// What may be done to what others have on the Headscale server.
+    pub consent: Consent,
 }
 
 /// A cluster as the store knows it: nothing secret.
@@ -138,7 +140,7 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
     let seen = look_directly(&access, given, old, id, progress).await?;
     let mut record = compose(settings, &request, &access, file.as_ref(), given, &known, seen)?;
     if record.client_auth_key.is_none() && old.is_none() {
-        with_new_key(settings, &known, &mut record, progress).await?;
+        with_new_key(settings, &known, request.consent, &mut record, progress).await?;
     }
     let host = HostClient::discover(&settings.home)?;
     // A running Host App that serves the cluster has the identity; its connector is joined or says why not.
@@ -284,6 +286,7 @@ fn compose(
 async fn with_new_key(
     settings: &Settings,
     known: &Known,
+    consent: Consent,
     record: &mut ClusterRecord,
     progress: &dyn Progress,
 ) -> Result<(), HostError> {
@@ -295,7 +298,7 @@ async fn with_new_key(
                 record.id
             )));
     }
-    let server = Server::new(&record.login_server, api_key, record.ca_pem.as_deref())?;
+    let server = Server::new(&record.login_server, api_key, record.ca_pem.as_deref())?.with_history(settings);
     let wanted = Wanted {
         cluster: record.id.clone(),
         routes: record.routes.clone(),
@@ -303,7 +306,7 @@ async fn with_new_key(
         site: record.site,
         existing: None,
     };
-    for made in server.set_up(&[wanted], false, progress).await? {
+    for made in server.set_up(&[wanted], consent, progress).await? {
         record.client_auth_key = made.client_auth_key;
         record.router_auth_key = made.router_auth_key;
         record.site = made.site;

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -273,11 +273,12 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Store, HostError> 
 
 /// Opens the store if there is one, and makes nothing.
 pub(crate) async fn open_existing(settings: &Settings) -> Result<Option<Store>, HostError> {
-    if database(settings).exists() { open_store(settings).await.map(Some) } else { Ok(None) }
+    if has_store(&settings.home) { open_store(settings).await.map(Some) } else { Ok(None) }
 }
 
-fn database(settings: &Settings) -> PathBuf {
-    settings.home.join("guildnet.db")
+/// Whether the folder holds a store.
+pub(crate) fn has_store(home: &Path) -> bool {
+    home.join("guildnet.db").exists()
 }
 
 #[cfg(test)]
@@ -350,7 +351,7 @@ mod tests {
         fleet.store.replace(&rotated).await.expect("stored");
         assert_eq!(fleet.reload().await.expect("read").started, [id("a")]);
         let handle = fleet.handle(&id("a")).expect("served");
-        assert_eq!(handle.spec().connector.state_dir, PathBuf::from("/nonexistent.2"));
+        assert_eq!(handle.spec().connector.state_dir, std::path::PathBuf::from("/nonexistent.2"));
         drop(connectors);
         fleet.stop().await;
     }

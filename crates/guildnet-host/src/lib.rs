@@ -27,6 +27,7 @@ mod namespace;
 mod networks;
 mod overlap;
 mod pki;
+mod policy;
 mod preflight;
 mod progress;
 mod reach;
@@ -51,6 +52,10 @@ pub use managed::{
     headscale_backup, headscale_down, headscale_serve, headscale_status, headscale_up, unit,
 };
 pub use namespace::{NamespaceReport, namespace_and_keys};
+pub use policy::{
+    Consent, PolicyCluster, PolicyClusterShown, PolicyDiff, PolicyDone, PolicyShown, ReplacedShown, policy_apply,
+    policy_check, policy_compiled, policy_diff, policy_rollback, policy_show,
+};
 pub use progress::{Progress, Silent};
 pub use remove::{RemoveRequest, Removed, cluster_remove, router_remove};
 pub use rotate::{Rotated, keys_rotate};

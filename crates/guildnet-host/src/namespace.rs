@@ -7,7 +7,7 @@ use guildnet_model::{Class, ClusterId, Networks, SiteNumber};
 use serde::Serialize;
 
 use crate::{
-    HostError, Progress, Settings,
+    Consent, HostError, Progress, Settings,
     error::Explained as _,
     server::{Keys, Wanted},
     up::Known,
@@ -42,7 +42,7 @@ pub async fn namespace_and_keys(
     id: &ClusterId,
     routes: Option<Networks>,
     file: Option<&Path>,
-    merge_policy: bool,
+    consent: Consent,
     progress: &dyn Progress,
 ) -> Result<NamespaceReport, HostError> {
     let file = file.map_or_else(|| usual_file(id), Path::to_owned);
@@ -81,7 +81,7 @@ pub async fn namespace_and_keys(
         site: existing.as_ref().and_then(|f| f.site).or_else(|| record.and_then(|r| r.site)),
         existing,
     };
-    let made = server.set_up(&[wanted], merge_policy, progress).await.map_err(|e| e.of_cluster(id))?;
+    let made = server.set_up(&[wanted], consent, progress).await.map_err(|e| e.of_cluster(id))?;
     let made = made.into_iter().next().ok_or_else(|| HostError::new(Class::Failed, "the server made no keys"))?;
     made.write(&file).explained()?;
     Ok(NamespaceReport {

@@ -3,14 +3,17 @@
 //! Without an API key only its health and version are asked; everything else needs one.
 
 mod keys;
+mod policy;
 mod removal;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use guildnet_headscale::{
-    EnsureKeys, Headscale, HeadscaleConfig, NamespaceFile, Node, PolicyInput, PolicyRequest, PolicyVerdict,
-    ServerFeatures, ServerInfo, apply_policy, clients_of, ensure_namespace, ensure_user, judge, routers_of,
-    routes_to_advertise, routes_to_approve,
+    EnsureKeys, Headscale, HeadscaleConfig, NamespaceFile, Node, PolicyInput, ServerFeatures, ServerInfo, clients_of,
+    ensure_namespace, ensure_user, routers_of, routes_to_advertise, routes_to_approve,
 };
 use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber};
 use guildnet_store::HeadscaleRecord;
@@ -18,7 +21,9 @@ use ipnet::IpNet;
 use tokio::time::{self, sleep};
 use url::Url;
 
-use crate::{HostError, Progress, error::Explained as _};
+pub use self::policy::Consent;
+pub(crate) use self::policy::{Desk, seconds};
+use crate::{HostError, Progress, Settings, error::Explained as _};
 
 /// How long routers whose pods are ready may take until the server lists them online with their routes.
 const ROUTES_LIMIT: Duration = Duration::from_secs(30);
@@ -31,6 +36,8 @@ const ASK_EVERY: Duration = Duration::from_millis(400);
 pub(crate) struct Server {
     client: Headscale,
     has_key: bool,
+    /// The folder of the store that keeps the policies which are replaced.
+    history: Option<PathBuf>,
 }
 
 /// Which keys a cluster needs now.
@@ -62,7 +69,14 @@ impl Server {
     pub(crate) fn new(url: &Url, api_key: Option<Secret<String>>, ca_pem: Option<&str>) -> Result<Self, HostError> {
         let has_key = api_key.is_some();
         let config = HeadscaleConfig { url: url.clone(), api_key, ca_pem: ca_pem.map(str::to_owned) };
-        Ok(Self { client: Headscale::new(config).explained()?, has_key })
+        Ok(Self { client: Headscale::new(config).explained()?, has_key, history: None })
+    }
+
+    /// The same, for work that may write the policy: what is replaced is kept in the store.
+    #[must_use]
+    pub(crate) fn with_history(mut self, settings: &Settings) -> Self {
+        self.history = Some(settings.home.clone());
+        self
     }
 
     /// A client for the server of a record.
@@ -105,13 +119,6 @@ impl Server {
         self.client.nodes().await.explained()
     }
 
-    /// Whether its policy keeps these clusters, and those that it knows itself, apart.
-    pub(crate) async fn policy(&self, clusters: &[PolicyInput]) -> Result<PolicyVerdict, HostError> {
-        let features = self.features().await?;
-        let current = self.client.policy().await.explained()?;
-        judge(current.as_deref(), clusters, features).explained()
-    }
-
     /// Finds out, before anything is changed, that it answers, is recent enough and accepts the API key if there is one.
     /// Returns words for a person.
     pub(crate) async fn answers(&self) -> Result<String, HostError> {
@@ -125,27 +132,29 @@ impl Server {
     }
 
     /// Namespaces, their place in the policy, and their keys: made where they are missing, kept where they are valid. The
-    /// answer is in the order of `wanted`.
+    /// answer is in the order of `wanted`. Networks that other people's nodes have too are told.
     ///
     /// # Errors
-    /// The server refuses, or its policy holds rules of others (without `merge`).
+    /// The server refuses; or its policy, or the reach of others' nodes, stands against it (without `consent`).
     /// # Cancellation
     /// Dropping the future leaves what was made; the same call goes on from there.
     pub(crate) async fn set_up(
         &self,
         wanted: &[Wanted],
-        merge: bool,
+        consent: impl Into<Consent>,
         progress: &dyn Progress,
     ) -> Result<Vec<NamespaceFile>, HostError> {
         let features = self.features().await?;
         let mut clusters = Vec::with_capacity(wanted.len());
         for want in wanted {
             let user = ensure_user(&self.client, &want.cluster).await.explained_of(&want.cluster)?;
-            let site = want.site.or_else(|| SiteNumber::try_from(user.id).ok());
+            let site = current_site(want, user.id).or_else(|| SiteNumber::try_from(user.id).ok());
             clusters.push(PolicyInput { cluster: want.cluster.clone(), routes: want.routes.clone(), site });
         }
-        let request = PolicyRequest { clusters: &clusters, forget: &[], merge };
-        let applied = apply_policy(&self.client, features, &request).await.explained()?;
+        self.tell_overlaps(&clusters, features, progress).await?;
+        let what = clusters.iter().map(|c| c.cluster.as_str()).collect::<Vec<_>>().join(", ");
+        let request = consent.into().request(&clusters);
+        let applied = self.write_policy(features, &request, &format!("clusters set up: {what}")).await?;
         let count = applied.clusters.len();
         let said = if applied.diff.is_some() { "applied" } else { "unchanged" };
         progress.step(None, &format!("policy {said}: {count} cluster{} kept apart", if count == 1 { "" } else { "s" }));
@@ -226,6 +235,13 @@ impl Server {
     }
 }
 
+/// The site number that was given or kept, unless it only was the number of a namespace that has been removed since: the one
+/// that was made in its place has another, and somebody else may use the old one.
+fn current_site(want: &Wanted, namespace: u64) -> Option<SiteNumber> {
+    let removed = want.existing.as_ref().and_then(|file| file.namespace_id).filter(|id| *id != namespace);
+    want.site.filter(|site| removed != Some(site.get().into()))
+}
+
 /// Networks that no router has approved, in either form.
 fn lacking(routers: &[&Node], routes: &Networks, allowed: &[IpNet]) -> Vec<String> {
     // `allowed` holds the plain networks and, where they are needed, their 4via6 forms in the same order.
@@ -255,6 +271,7 @@ mod tests {
             id: 1,
             name: "r".into(),
             node_key: "nodekey:1".into(),
+            user: None,
             tags: vec![],
             addresses: vec![],
             online: true,
@@ -264,6 +281,33 @@ mod tests {
             approved_routes: nets,
             elected_routes: vec![],
         }
+    }
+
+    #[test]
+    fn the_site_of_a_removed_namespace_is_not_kept() {
+        let want = |site: u64, namespace_id| Wanted {
+            cluster: "a".parse().expect("an id"),
+            routes: "10.96.0.0/16".parse().expect("networks"),
+            keys: Keys::Both,
+            site: SiteNumber::try_from(site).ok(),
+            existing: Some(NamespaceFile {
+                cluster: "a".parse().expect("an id"),
+                namespace_id,
+                login_server: "https://hs:8443".parse().expect("a URL"),
+                router_auth_key: None,
+                router_key_expires: None,
+                client_auth_key: None,
+                client_key_expires: None,
+                site: SiteNumber::try_from(site).ok(),
+                routes: None,
+                ca_pem: None,
+            }),
+        };
+        let site = |want: &Wanted, namespace| current_site(want, namespace).map(|s| u64::from(s.get()));
+        assert_eq!(site(&want(7, Some(7)), 7), Some(7), "nothing happened");
+        assert_eq!(site(&want(7, Some(7)), 9), None, "made anew");
+        assert_eq!(site(&want(700, Some(7)), 9), Some(700), "given by hand");
+        assert_eq!(site(&want(7, None), 9), Some(7), "given by hand");
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
     managed,
     reach::Ways,
     router,
-    server::{Keys, Server, Wanted},
+    server::{Consent, Keys, Server, Wanted},
     verify::{self, Report},
 };
 
@@ -61,8 +61,8 @@ pub struct UpRequest {
     pub clusters: Vec<(ClusterId, KubeconfigRef)>,
     /// Their networks; discovered if not given.
     pub routes: Option<Networks>,
-    /// Keep what others wrote into the server's policy, and add ours.
-    pub merge_policy: bool,
+    /// What may be done to what others have on the server.
+    pub consent: Consent,
     /// Start (or refresh) the Host App in the background.
     pub start_host: bool,
     /// Verify at the end.
@@ -135,7 +135,7 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     } else {
         let headscale = known.headscale(settings);
         let headscale = headscale.map_or_else(|| at_hand::server(&files), |h| Ok(Some(h)))?.ok_or_else(no_server)?;
-        let server = Server::of(&headscale)?;
+        let server = Server::of(&headscale)?.with_history(settings);
         progress.step(None, &format!("Headscale {}", server.answers().await?));
         let inspected = inspect_all(wanted, &known, host.as_ref(), &deps.connectors, &mut outcomes, progress).await;
         let at_hand = AtHand { headscale, files };
@@ -222,7 +222,7 @@ impl Known {
     /// A client for it; `None` if no server is known.
     pub(crate) fn server(&self, settings: &Settings) -> Result<Option<Server>, HostError> {
         let known = self.headscale(settings);
-        known.map(|h| Server::of(&h)).transpose()
+        Ok(known.map(|h| Server::of(&h)).transpose()?.map(|server| server.with_history(settings)))
     }
 }
 
@@ -347,7 +347,7 @@ async fn ask_server(
         }
     };
     let wants: Vec<Wanted> = inspected.iter().map(wanted).collect();
-    server.set_up(&wants, request.merge_policy, progress).await
+    server.set_up(&wants, request.consent, progress).await
 }
 
 /// The keys that a record holds, as the server's side takes them.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use guildnet_model::{Class, ClusterId};
 
 pub use self::report::{CheckReport, ClusterReport, Outcome, Report, Verdict};
+pub(crate) use self::server::policy as policy_outcome;
 use self::{
     context::{CheckContext, Shared},
     list::CHECKS,

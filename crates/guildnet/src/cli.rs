@@ -5,6 +5,7 @@ mod cluster;
 mod headscale;
 mod keys;
 mod managed;
+mod policy;
 mod router;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use self::{
     headscale::{Headscale, Namespace},
     keys::Keys,
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
+    policy::{ConsentArgs, Policy, PolicyArgs, PolicyCheck, PolicyRollback, PolicyShow},
     router::{ReachArgs, Router, RouterArgs, Via},
 };
 
@@ -144,9 +146,8 @@ pub(crate) struct Up {
     /// Where the Host App listens [env: GUILDNET_LISTEN] [default: 127.0.0.1:8090]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
-    /// Keep what others wrote into the Headscale policy, beside GuildNet's own part
-    #[arg(long)]
-    pub(crate) merge: bool,
+    #[command(flatten)]
+    pub(crate) consent: ConsentArgs,
     /// Do not verify at the end
     #[arg(long)]
     pub(crate) no_verify: bool,

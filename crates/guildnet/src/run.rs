@@ -4,6 +4,7 @@ mod cluster;
 mod headscale;
 mod keys;
 mod managed;
+mod policy;
 mod router;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -82,7 +83,7 @@ async fn up(args: cli::Up, context: &Context) -> Result<(), Failure> {
     let request = UpRequest {
         clusters,
         routes: settings.routes.clone(),
-        merge_policy: args.merge,
+        consent: args.consent.into(),
         start_host: true,
         verify: !args.no_verify,
     };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use guildnet_headscale::{Cleared, Leaving, Node, dead_routers, remove_cluster, remove_nodes};
-use guildnet_model::ClusterId;
+use guildnet_headscale::{Cleared, Leaving, Node, PolicyRequest, dead_routers, remove_namespace, remove_nodes};
+use guildnet_model::{Class, ClusterId, Explain as _};
 use jiff::Timestamp;
 
 use super::Server;
@@ -14,11 +14,29 @@ use crate::{HostError, Progress, error::Explained as _};
 pub(crate) const OFFLINE_LIMIT: Duration = Duration::from_secs(80);
 
 impl Server {
-    /// Removes a cluster from the server; see [`remove_cluster`].
+    /// Removes a cluster from the server: its nodes, each once it is disconnected; then, if none remains, its place in the
+    /// policy, its keys and its namespace.
     pub(crate) async fn remove(&self, cluster: &ClusterId, connector: Option<&str>) -> Result<Cleared, HostError> {
         let leaving = Leaving { routers: true, idle_connectors: true, connector, patience: OFFLINE_LIMIT };
-        let features = self.features().await?;
-        remove_cluster(&self.client, features, cluster, &leaving).await.explained_of(cluster)
+        let mut done = remove_nodes(&self.client, cluster, &leaving).await.explained_of(cluster)?;
+        if !done.is_complete() {
+            let namespace = cluster.namespace();
+            done.left
+                .push(format!("its place in the policy, which keeps those nodes apart, and namespace {namespace}"));
+            return Ok(done);
+        }
+        let forget = [cluster.clone()];
+        let request = PolicyRequest { forget: &forget, merge: true, ..PolicyRequest::default() };
+        match self.write_policy(self.features().await?, &request, &format!("cluster removed: {cluster}")).await {
+            Ok(applied) => done.removed.extend(applied.diff.map(|_| "its place in the policy".to_owned())),
+            // It is a file of the server's, which its owner changes.
+            Err(why) if why.class() == Class::Precondition => {
+                done.left.push(format!("its place in the policy: {}", why.message()));
+            }
+            Err(why) => return Err(why.of_cluster(cluster)),
+        }
+        remove_namespace(&self.client, cluster, &mut done).await.explained_of(cluster)?;
+        Ok(done)
     }
 
     /// Removes the nodes of a cluster's routers, each once it is disconnected.

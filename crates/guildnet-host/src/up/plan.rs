@@ -78,6 +78,7 @@ mod tests {
     use guildnet_model::Explain as _;
 
     use super::*;
+    use crate::Consent;
 
     fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
         let text = format!(
@@ -94,7 +95,7 @@ mod tests {
             (id.parse().expect("an id"), KubeconfigRef { path: file.path().to_owned(), context: None })
         };
         let clusters = clusters.iter().map(cluster).collect();
-        let request = UpRequest { clusters, routes: None, merge_policy: false, start_host: true, verify: true };
+        let request = UpRequest { clusters, routes: None, consent: Consent::default(), start_host: true, verify: true };
         read(&Settings::new("/nonexistent".into()), &request)
     }
 
@@ -128,7 +129,7 @@ mod tests {
         let request = UpRequest {
             clusters: vec![("a".parse().expect("an id"), file)],
             routes: None,
-            merge_policy: false,
+            consent: Consent::default(),
             start_host: true,
             verify: true,
         };

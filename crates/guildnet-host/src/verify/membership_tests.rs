@@ -25,6 +25,7 @@ fn router(online: bool, approved: &[&str]) -> Node {
         id: 1,
         name: "gn-a-node".into(),
         node_key: "nodekey:1".into(),
+        user: None,
         tags: vec!["tag:gn-a-router".into()],
         addresses: vec![],
         online,

@@ -48,8 +48,8 @@ pub(super) fn version(info: &ServerInfo) -> Outcome {
     }
 }
 
-pub(super) fn policy(seen: &PolicyVerdict) -> Outcome {
-    const MEND: &str = "guildnet up";
+pub(crate) fn policy(seen: &PolicyVerdict) -> Outcome {
+    const MEND: &str = "guildnet headscale policy diff, then: guildnet headscale policy apply";
     match seen {
         PolicyVerdict::Isolates { clusters, foreign } => Outcome::pass(format!(
             "the server's policy keeps {clusters} cluster{} apart{}",
@@ -59,7 +59,7 @@ pub(super) fn policy(seen: &PolicyVerdict) -> Outcome {
         PolicyVerdict::AllowsAll => Outcome::fail("the server's policy lets every node reach every other", MEND),
         PolicyVerdict::Opened { rules } => Outcome::fail(
             format!("the server's policy holds rules that let clusters reach each other: {}", rules.join("; ")),
-            "take these rules out ('headscale policy get', 'headscale policy set'), then: guildnet up",
+            "take these rules out ('headscale policy get', 'headscale policy set'), then: guildnet headscale policy apply",
         ),
         PolicyVerdict::Differs { how } => {
             Outcome::fail(format!("the server's policy is not the one that keeps the clusters apart: {how}"), MEND)
@@ -103,8 +103,9 @@ mod tests {
     #[test]
     fn a_policy_other_than_the_compiled_one_fails() {
         assert!(matches!(policy(&PolicyVerdict::Isolates { clusters: 2, foreign: vec![] }), Outcome::Pass { .. }));
-        assert_eq!(hint(&policy(&PolicyVerdict::AllowsAll)), "guildnet up");
-        assert_eq!(hint(&policy(&PolicyVerdict::Differs { how: "a grant is missing".into() })), "guildnet up");
-        assert!(hint(&policy(&PolicyVerdict::Opened { rules: vec![] })).contains("guildnet up"));
+        let apply = "guildnet headscale policy apply";
+        assert!(hint(&policy(&PolicyVerdict::AllowsAll)).contains(apply));
+        assert!(hint(&policy(&PolicyVerdict::Differs { how: "a grant is missing".into() })).contains(apply));
+        assert!(hint(&policy(&PolicyVerdict::Opened { rules: vec![] })).contains(apply));
     }
 }

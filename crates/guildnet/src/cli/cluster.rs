@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
-use super::{HeadscaleArgs, KubeconfigArgs, OutputArgs};
+use super::{ConsentArgs, HeadscaleArgs, KubeconfigArgs, OutputArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
@@ -76,6 +76,8 @@ pub(crate) struct ClusterAdd {
     /// Replace a cluster of this name
     #[arg(long)]
     pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) consent: ConsentArgs,
     #[command(flatten)]
     pub(crate) headscale: HeadscaleArgs,
 }

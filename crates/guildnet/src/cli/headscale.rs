@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::{
-    HeadscaleArgs, Keys, OutputArgs,
+    ConsentArgs, HeadscaleArgs, Keys, OutputArgs, Policy,
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedDown, ManagedUp},
 };
 
@@ -28,6 +28,9 @@ pub(crate) enum Headscale {
     /// The keys of the clusters: what there is and until when, and new ones
     #[command(subcommand)]
     Keys(Keys),
+    /// The policy that keeps the clusters apart
+    #[command(subcommand)]
+    Policy(Policy),
 }
 
 #[derive(Debug, Args)]
@@ -41,9 +44,8 @@ pub(crate) struct Namespace {
     /// The cluster's Pod and Service networks, IPv4 [env: TS_ROUTES]
     #[arg(long, alias = "ts-routes", value_name = "CIDR,...")]
     pub(crate) routes: Option<String>,
-    /// Keep what others wrote into the Headscale policy, beside GuildNet's own part
-    #[arg(long)]
-    pub(crate) merge: bool,
+    #[command(flatten)]
+    pub(crate) consent: ConsentArgs,
     #[command(flatten)]
     pub(crate) headscale: HeadscaleArgs,
 }

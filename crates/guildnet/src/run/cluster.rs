@@ -91,6 +91,7 @@ async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
         state_dir: args.state_dir.map(|dir| context.env.path(dir)),
         site,
         replace: args.replace,
+        consent: args.consent.into(),
     };
     let added = guildnet_host::cluster_add(&settings, request, &context.talk).await?;
     context.talk.say(&format!("cluster {} added; start or refresh the Host App: guildnet up", added.id));

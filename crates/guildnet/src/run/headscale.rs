@@ -1,6 +1,6 @@
 //! `guildnet headscale`: its flags become requests, its answers are printed.
 
-use super::{Context, keys, managed};
+use super::{Context, keys, managed, policy};
 use crate::{
     cli::{Headscale, Namespace},
     failure::Failure,
@@ -17,6 +17,7 @@ pub(super) async fn run(command: Headscale, context: &Context) -> Result<(), Fai
         Headscale::EnvSyncLan(args) => managed::env_sync_lan(&args, context),
         Headscale::Namespace(args) => namespace(args, context).await,
         Headscale::Keys(command) => keys::run(command, context).await,
+        Headscale::Policy(command) => policy::run(command, context).await,
     }
 }
 
@@ -24,9 +25,9 @@ async fn namespace(args: Namespace, context: &Context) -> Result<(), Failure> {
     let id = settings::cluster(&args.id)?;
     let settings = context.settings(Flags { headscale: args.headscale, routes: args.routes, ..Flags::default() })?;
     let routes = settings.routes.clone();
+    let consent = args.consent.into();
     let made =
-        guildnet_host::namespace_and_keys(&settings, &id, routes, args.file.as_deref(), args.merge, &context.talk)
-            .await?;
+        guildnet_host::namespace_and_keys(&settings, &id, routes, args.file.as_deref(), consent, &context.talk).await?;
     let keys = if made.new_keys { "new keys in" } else { "keys still valid in" };
     context.talk.say(&format!("namespace {}: {keys} {}", made.namespace, made.file.display()));
     context.talk.say(&format!(

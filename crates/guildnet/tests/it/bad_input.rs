@@ -129,6 +129,22 @@ fn networks_with_host_bits_or_overlap() {
 }
 
 #[test]
+fn policy_commands_without_a_server_a_key_or_a_sensible_cluster() {
+    let url = ["--headscale-url", "https://127.0.0.1:9"];
+    for command in ["show", "diff", "apply", "check", "rollback"] {
+        let policy = ["headscale", "policy", command];
+        leaves_nothing(|s| s.run(&policy)).refused(2, &["no Headscale server is known", "--headscale-url"]);
+        leaves_nothing(|s| s.run(&[&policy[..], &url].concat()))
+            .refused(4, &["no API key", "--headscale-api-key-file"]);
+    }
+    for wrong in ["a", "a=10.96.0.1/16", "A=10.96.0.0/16", "a=10.96.0.0/16@70000"] {
+        leaves_nothing(|s| s.run(&["headscale", "policy", "diff", "--cluster", wrong]))
+            .refused(2, &["--cluster", wrong]);
+    }
+    leaves_nothing(|s| s.run(&["headscale", "policy", "show", "--merge"])).refused(2, &["--compiled"]);
+}
+
+#[test]
 fn a_headscale_that_does_not_answer() {
     let ran = leaves_nothing(|s| s.up(&["--cluster", &format!("a={}", s.text("good")), "--routes", "10.96.0.0/16"]));
     ran.refused(5, &["https://127.0.0.1:9"]);
