@@ -364,9 +364,15 @@ impl Place<'_> {
             unsafe_code,
             reason = "a session of its own can only be made by the child itself, before it runs the program"
         )]
-        // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe and allocates nothing.
+        // SAFETY: between fork and exec only setsid(2) and close_range(2) are called, which are async-signal-safe and
+        // allocate nothing.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+            command.pre_exec(|| {
+                // Descriptors that a shell or a runner left open here (locks, pipes) must not live on in the background. A
+                // kernel before 5.11 can't do it: then they do.
+                let _unknown = libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+                rustix::process::setsid().map(drop).map_err(Into::into)
+            });
         }
         Command::from(command).kill_on_drop(false).spawn().map_err(not_started)
     }

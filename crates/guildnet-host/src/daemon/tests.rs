@@ -1,7 +1,10 @@
 //! The lock, the files beside it, and the life of a process. "This program" is the test program here: started again, it
 //! runs one of the ignored tests below in the Host App's place.
 
-use std::process::{Command as Process, Stdio};
+use std::{
+    os::fd::AsFd as _,
+    process::{Command as Process, Stdio},
+};
 
 use guildnet_model::Explain as _;
 
@@ -125,7 +128,13 @@ fn instead(inner: &str) -> Vec<OsString> {
 async fn a_host_app_is_started_in_the_background_found_and_stopped() {
     let home = home();
     let args = instead("serves_until_it_is_asked_to_end");
+    // As a shell may have left one open: it must not live on in the background.
+    let (inherited, left_open) = nix::unistd::pipe().expect("a pipe that programs inherit");
     let started = start_background(&args, home.path()).await.expect("started");
+    drop(left_open);
+    let mut other_end = [nix::poll::PollFd::new(inherited.as_fd(), nix::poll::PollFlags::empty())];
+    nix::poll::poll(&mut other_end, 1_000_u16).expect("polled");
+    assert_eq!(other_end[0].revents(), Some(nix::poll::PollFlags::POLLHUP), "nobody holds the other end");
     assert_ne!(started.pid, std::process::id());
     assert_eq!(running(home.path()).expect("asked"), Some(started));
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", started.pid)).expect("stat");
