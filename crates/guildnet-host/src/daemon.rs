@@ -293,7 +293,8 @@ impl Place<'_> {
     /// its own, its folder as working directory, and its output goes to the log there; `home` is GuildNet's.
     ///
     /// What it needs of Headscale it takes from the home folder: the settings that only this shell has (`HEADSCALE_*`,
-    /// `TS_*`) are not passed on, nor is the shell's working directory with its `.env`. Paths in `args` must be absolute.
+    /// `GUILDNET_HEADSCALE_*`, `TS_*`) are not passed on, nor is the shell's working directory with its `.env`. Paths in
+    /// `args` must be absolute.
     ///
     /// # Errors
     /// It ended (with the last lines of its log, and the class of its exit code), or did not become ready in time: then
@@ -347,7 +348,7 @@ impl Place<'_> {
         let mut command = std::process::Command::new("/proc/self/exe");
         let settings = std::env::vars_os().map(|(name, _)| name).filter(|name| {
             let name = name.to_string_lossy();
-            name.starts_with("HEADSCALE_") || name.starts_with("TS_")
+            ["HEADSCALE_", "GUILDNET_HEADSCALE_", "TS_"].iter().any(|settings| name.starts_with(settings))
         });
         for name in settings {
             command.env_remove(name);

@@ -106,6 +106,7 @@ pub(crate) async fn bring_up(
         folder.daemon().stop(DOWN_GRACE).await?;
     }
     let start = !running || outdated.is_some();
+    let saved = folder.last_backup()?;
     let choices = Choices {
         settings: ManagedSettings { binary: Some(plan.binary.clone()), ..asked },
         // Who asks for it by name answers for it from then on.
@@ -118,7 +119,9 @@ pub(crate) async fn bring_up(
         let args = ["headscale".into(), "serve".into(), "--home".into(), settings_home(&folder).into()];
         let ready = async || Ok(folder.daemon().running()?.filter(|running| running.address.is_some()));
         folder.daemon().start(&args, settings_home(&folder), ready).await?;
-        tell_backup(&folder, outdated.as_deref(), progress)?;
+        if let Some(made) = folder.last_backup()?.filter(|made| saved.as_ref() != Some(made)) {
+            progress.step(None, &format!("backup before another program: {}", made.file.display()));
+        }
     }
     let word = if start { "started" } else { "runs" };
     progress.step(None, &format!("managed Headscale {} {word} at {}", plan.build.version, plan.url()));
@@ -134,15 +137,6 @@ pub(crate) async fn bring_up(
 /// The home folder that a Headscale's folder lies in, absolute.
 fn settings_home(folder: &Folder) -> &Path {
     folder.path().parent().unwrap_or(folder.path())
-}
-
-fn tell_backup(folder: &Folder, outdated: Option<&str>, progress: &dyn Progress) -> Result<(), HostError> {
-    let made = folder.last_backup()?.filter(|_| outdated.is_some());
-    let recent = |backup: &Backup| Timestamp::now().duration_since(backup.at).as_secs() < 120;
-    if let Some(backup) = made.filter(recent) {
-        progress.step(None, &format!("backup before the change: {}", backup.file.display()));
-    }
-    Ok(())
 }
 
 /// A home has one Headscale: clusters that use another one keep it.

@@ -122,10 +122,16 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     }
     // A namespace file names the server that its keys are for.
     let files = at_hand::files(wanted.iter().map(|w| &w.id))?;
-    if files.is_empty() && managed::is_wanted(settings, &known, !wanted.is_empty())? {
-        managed::bring_up(settings, true, progress).await?;
-        known = Known::read(settings).await?;
+    let mut settings = settings.clone();
+    if files.is_empty() && managed::is_wanted(&settings, &known, !wanted.is_empty())? {
+        managed::bring_up(&settings, true, progress).await?;
+        known = Known::read(&settings).await?;
+        if settings.headscale_url.is_none() {
+            // A key or an authority that is set without a server belongs to another one.
+            (settings.api_key, settings.headscale_ca) = (None, None);
+        }
     }
+    let settings = &settings;
     let deps = Deps::real()?;
     let mut outcomes: Vec<ClusterUp> = Vec::new();
     if wanted.is_empty() {

@@ -237,7 +237,7 @@ fn it_is_saved_moved_and_ended_by_its_own_commands() {
         fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).expect("mode");
         let ran = own.run(&["headscale", "up", "--headscale-binary", &other.display().to_string()]);
         assert!(
-            ran.err.contains("another build of Headscale 0.29.2") && ran.err.contains("backup before the change"),
+            ran.err.contains("another build of Headscale 0.29.2") && ran.err.contains("backup before another program"),
             "{}",
             ran.err
         );
