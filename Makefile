@@ -4,7 +4,8 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down bench
+.PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
+	lab-ten lab-matrix bench
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -47,6 +48,12 @@ lab-up: build ## the lab alone: Headscale and two clusters with equal networks (
 
 lab-down: ## stop the lab and remove what it made
 	@scripts/lab.sh down
+
+lab-ten: ## ten clusters with equal networks at once, by via and by 4via6, in labs of their own (root, minutes)
+	@scripts/lab-wide.sh ten_equal_clusters
+
+lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of their own -> docs/operations/matrix.md (root, minutes)
+	@scripts/lab-matrix.sh
 
 bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
 	@scripts/bench.sh $(ARGS)

@@ -1,7 +1,9 @@
 //! One cluster: its keys, its node and its programs, brought up in the order in which they need each other.
 //!
-//! `up` heals: it starts what is dead, and makes anew what is incomplete. Texts of settings are in `settings.rs`.
+//! `up` heals: it starts what is dead, and makes anew what is incomplete. Texts of settings are in `settings.rs`; a
+//! cluster without what runs pods is `light.rs`.
 
+mod light;
 mod settings;
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, process::Command, time::Duration};
@@ -21,6 +23,9 @@ use crate::{
     talk::Talk,
 };
 
+pub use light::RouterArgs;
+pub(crate) use light::{join, tailscale};
+
 /// Time for each step to be done; the whole takes about 20 s on two cores when all programs are there.
 const READY: Duration = Duration::from_secs(90);
 
@@ -34,9 +39,12 @@ pub(crate) struct Work<'a> {
 }
 
 /// The daemons of a cluster that can be stopped and started one by one.
-pub(crate) fn specs(plan: &Plan, cluster: &ClusterPlan, peers: &Peers) -> Vec<Spec> {
+pub(crate) fn specs(state: &State, cluster: &ClusterPlan, peers: &Peers) -> Vec<Spec> {
+    if cluster.light {
+        return light::specs(state, cluster, peers);
+    }
     vec![
-        settings::node(plan, cluster),
+        settings::node(&state.plan, cluster),
         settings::etcd(cluster, peers),
         settings::containerd(cluster),
         settings::api_server(cluster, peers),
@@ -47,13 +55,20 @@ pub(crate) fn specs(plan: &Plan, cluster: &ClusterPlan, peers: &Peers) -> Vec<Sp
     ]
 }
 
-/// Brings the cluster's programs up, or heals them, on the ground of [`ground`]; returns when echo answers.
-pub(crate) fn up(work: Work<'_>, cluster: &ClusterPlan, images: &Images) -> Result<(), LabError> {
-    let say = |what: &str| work.talk.say(&cluster.id, what);
-    let known = work.state.get();
-    write_files(&known.plan, cluster, images)?;
+/// Brings the cluster's programs up, or heals them, on the ground of [`ground`]; returns when echo answers. Images are
+/// there unless the cluster is light.
+pub(crate) fn up(work: Work<'_>, cluster: &ClusterPlan, images: Option<&Images>) -> Result<(), LabError> {
+    write_keys(&work.state.get().plan, cluster)?;
+    hold_node(work, cluster)?;
+    match images {
+        Some(images) if !cluster.light => up_with_pods(work, cluster, images),
+        _ => light::up(work, cluster),
+    }
+}
 
-    let start = |spec: &Spec| process::ensure(work.state, work.cgroups, spec);
+/// The node's view of the file system.
+fn hold_node(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabError> {
+    let known = work.state.get();
     let node = settings::node(&known.plan, cluster);
     files::folder(&cluster.data_dir, 0o755)?;
     if !known.processes.get(&node.name).is_some_and(is_alive) {
@@ -61,13 +76,18 @@ pub(crate) fn up(work: Work<'_>, cluster: &ClusterPlan, images: &Images) -> Resu
         for folder in ["lib", "log", "run"] {
             files::folder(&cluster.data_dir.join(folder), 0o755)?;
         }
-        start(&node)?;
+        process::ensure(work.state, work.cgroups, &node)?;
     }
     until("the node's view of the file system", READY, |_| {
         process::check(work.state, &node.name)?;
         Ok(std::fs::metadata(cluster.data_dir.join("ready")).is_ok_and(|file| file.len() > 0))
-    })?;
+    })
+}
 
+fn up_with_pods(work: Work<'_>, cluster: &ClusterPlan, images: &Images) -> Result<(), LabError> {
+    let say = |what: &str| work.talk.say(&cluster.id, what);
+    write_settings(cluster, images)?;
+    let start = |spec: &Spec| process::ensure(work.state, work.cgroups, spec);
     work.cgroups.ensure(&format!("{}/pods", cluster.cgroup))?;
     start(&settings::etcd(cluster, work.peers))?;
     start(&settings::containerd(cluster))?;
@@ -99,7 +119,7 @@ pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabErr
         work.cgroups.kill_nodes(cluster.cgroup.clone(), std::slice::from_ref(&cluster.data_dir))?;
     }
     if !complete {
-        net::make(&known.plan, cluster)?;
+        net::make(&known.plan, cluster, || if cluster.light { light::network(cluster) } else { Ok(()) })?;
         net::set_door(cluster, !known.shut_doors.contains(&cluster.id))?;
         net::set_udp_blocked(cluster, known.udp_blocked.contains(&cluster.id))?;
         work.talk.say(&cluster.id, format!("gateway {} and its private network", cluster.outer));
@@ -107,8 +127,8 @@ pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabErr
     Ok(())
 }
 
-/// Keys and settings. Keys are made once; settings are written again, so that a newer lab heals an older one.
-fn write_files(plan: &Plan, cluster: &ClusterPlan, images: &Images) -> Result<(), LabError> {
+/// Keys and kubeconfigs, made once.
+fn write_keys(plan: &Plan, cluster: &ClusterPlan) -> Result<(), LabError> {
     files::folder(&cluster.run_dir, 0o700)?;
     let private = |name: &str, text: String| files::write(&cluster.file(name), text, 0o600);
     if !cluster.file("complete").exists() {
@@ -147,7 +167,12 @@ fn write_files(plan: &Plan, cluster: &ClusterPlan, images: &Images) -> Result<()
         private("complete", String::new())?;
     }
     let theirs = files::read(&cluster.file("person.kubeconfig"))?;
-    files::write_for(plan.person, &plan.person_dir().join(format!("{}.kubeconfig", cluster.id)), theirs)?;
+    files::write_for(plan.person, &plan.person_dir().join(format!("{}.kubeconfig", cluster.id)), theirs)
+}
+
+/// Settings of what runs pods: written again, so that a newer lab heals an older one.
+fn write_settings(cluster: &ClusterPlan, images: &Images) -> Result<(), LabError> {
+    let private = |name: &str, text: String| files::write(&cluster.file(name), text, 0o600);
     private("containerd.toml", settings::containerd_config(cluster, images))?;
     private("kubelet.yaml", settings::kubelet_config(cluster))?;
     private("resolv.conf", "# No resolver beyond the cluster.\n".into())?;
@@ -284,6 +309,11 @@ fn wait_ready(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabError> {
     let mut rollout = kubectl(work.peers, cluster);
     rollout.args(["rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=90s"]);
     finish(rollout, None)?;
+    wait_echo(work, cluster)
+}
+
+/// Waits for an answer of the echo Service from inside the cluster, in the cluster's name.
+fn wait_echo(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabError> {
     until("the answer of echo", READY, |seen| {
         let mut get = in_netns(&cluster.node_ns, work.peers.program("workload", "workload"));
         get.args(["get", &format!("http://{ECHO_SERVICE}/")]);
@@ -301,8 +331,11 @@ fn wait_ready(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabError> {
     })
 }
 
-/// Whether the node is Ready right now.
-pub(crate) fn node_is_ready(peers: &Peers, cluster: &ClusterPlan) -> bool {
+/// Whether the node is Ready right now; of a light cluster, whether its API server is.
+pub(crate) fn is_ready(peers: &Peers, cluster: &ClusterPlan) -> bool {
+    if cluster.light {
+        return light::is_ready(peers, cluster);
+    }
     let mut get = kubectl(peers, cluster);
     get.args(["get", "node", &cluster.node_name, "--request-timeout=3s"]);
     get.arg("--output=jsonpath={.status.conditions[?(@.type==\"Ready\")].status}");

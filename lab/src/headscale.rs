@@ -95,9 +95,10 @@ pub(crate) fn wait(state: &StateFile) -> Result<(), LabError> {
             *seen = why.to_string();
             return Ok(false);
         }
-        let mut health = client(&known.plan, &peers);
-        health.arg("health");
-        Ok(finish(health, None).map_err(|why| *seen = why.to_string()).is_ok())
+        // Not `health`: older ones don't have it.
+        let mut list = client(&known.plan, &peers);
+        list.args(["users", "list"]);
+        Ok(finish(list, None).map_err(|why| *seen = why.to_string()).is_ok())
     })
 }
 
@@ -178,6 +179,7 @@ mod tests {
             network: [10, 99, 0],
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
+            light: vec![],
         };
         insta::assert_snapshot!(config(&plan));
     }

@@ -14,12 +14,14 @@ use tar::{Builder, EntryType, Header};
 use crate::{
     error::LabError,
     files,
-    peers::{Peers, cache_dir, hex},
+    peers::{Peers, Versions, cache_dir, hex},
     state::Lock,
 };
 
-/// The router's image under its real, pinned name: manifests that name it work here and anywhere.
-pub(crate) const ROUTER_IMAGE: &str = "ghcr.io/tailscale/tailscale:v1.98.10";
+/// The router's image under its real name: manifests that name it work here and anywhere.
+fn router_image(versions: &Versions) -> String {
+    format!("ghcr.io/tailscale/tailscale:v{}", versions.tailscale)
+}
 
 /// Prefix of an archive that is being written.
 const WORK: &str = ".making-";
@@ -46,7 +48,7 @@ pub(crate) struct Images {
 }
 
 /// Makes what the cache lacks.
-pub(crate) fn make(peers: &Peers) -> Result<Images, LabError> {
+pub(crate) fn make(peers: &Peers, versions: &Versions) -> Result<Images, LabError> {
     let workload = || peers.program("workload", "workload");
     let tailscale = |program| peers.program("tailscale", program);
     // The peer's folder names its recipe: other programs, another tag.
@@ -80,7 +82,7 @@ pub(crate) fn make(peers: &Peers) -> Result<Images, LabError> {
             command: &["/usr/local/bin/coredns"],
         },
         Recipe {
-            name: ROUTER_IMAGE.into(),
+            name: router_image(versions),
             programs: vec![
                 ("usr/local/bin/containerboot", tailscale("containerboot")),
                 ("usr/local/bin/tailscaled", tailscale("tailscaled")),

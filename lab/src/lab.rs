@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     cgroup::Cgroups,
-    cluster,
+    cluster::{self, RouterArgs, Work},
     command::{self, PATH},
     error::LabError,
     headscale, net,
@@ -20,6 +20,7 @@ use crate::{
     process::{self, Spec},
     state::{Lock, State, StateFile},
     status::{Status, status},
+    talk::Talk,
 };
 
 /// A lab that is up. Every act takes the instance's lock and reads the state anew.
@@ -134,6 +135,26 @@ impl Lab {
         }
     }
 
+    /// Starts the router of a light cluster, a real tailscaled on its node, and has it join; its address in the tailnet.
+    /// Safe to repeat.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Usage`] if the cluster is not light; or what the router said.
+    pub fn start_router(&self, cluster: &str, args: &RouterArgs, talk: &Talk) -> Result<Ipv4Addr, LabError> {
+        let cluster = self.plan.cluster(cluster)?;
+        let (_held, state) = self.hold()?;
+        let cgroups = Cgroups::find()?;
+        cluster::join(Work { state: &state, cgroups: &cgroups, peers: &self.peers, talk }, &cluster, args)
+    }
+
+    /// The command line of a light cluster's router.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Died`] if the node does not run.
+    pub fn tailscale(&self, cluster: &str) -> Result<Command, LabError> {
+        cluster::tailscale(&self.state()?, &self.plan.cluster(cluster)?, &self.peers)
+    }
+
     /// Freezes a process (it keeps its connections and answers nothing), or lets it go on.
     ///
     /// # Errors
@@ -210,8 +231,9 @@ impl Lab {
     }
 
     fn spec(&self, name: &str) -> Result<Spec, LabError> {
+        let state = self.state()?;
         let mut all = vec![headscale::spec(&self.plan, &self.peers)];
-        all.extend(self.plan.all_clusters().iter().flat_map(|c| cluster::specs(&self.plan, c, &self.peers)));
+        all.extend(self.plan.all_clusters().iter().flat_map(|c| cluster::specs(&state, c, &self.peers)));
         let names: Vec<String> = all.iter().map(|spec| spec.name.clone()).collect();
         all.into_iter()
             .find(|spec| spec.name == name)

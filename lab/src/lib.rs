@@ -25,15 +25,17 @@ mod status;
 mod talk;
 mod up;
 
+pub use cluster::RouterArgs;
 pub use down::down;
 pub use error::LabError;
 pub use lab::Lab;
 pub use launch::{HoldNode, Launch, hold_node, launch};
+pub use peers::{Versions, WantedVersions};
 pub use plan::{
-    API_PORT, API_SERVICE, ClusterPlan, ECHO_SERVICE, Instance, LAN, NODE_ADDRESS, POD_NETWORK, Person, Plan,
-    SERVICE_NETWORK, cluster_names,
+    API_PORT, API_SERVICE, ClusterPlan, ECHO_PORT, ECHO_SERVICE, Instance, LAN, LIGHT_POD, NODE_ADDRESS, POD_NETWORK,
+    Person, Plan, SERVICE_NETWORK, cluster_names,
 };
 pub use state::{Running, State};
 pub use status::{Bridge, Cluster, Headscale, PersonFiles, Process, Status};
 pub use talk::Talk;
-pub use up::{build, up};
+pub use up::{Wanted, build, up};

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, io::Write, os::unix::process::CommandExt, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use guildnet_lab::{HoldNode, Instance, Lab, LabError, Launch, Status, Talk};
+use guildnet_lab::{HoldNode, Instance, Lab, LabError, Launch, RouterArgs, Status, Talk, Wanted, WantedVersions};
 
 /// A real fleet on one machine: Headscale and Kubernetes clusters in network namespaces.
 ///
@@ -27,6 +27,11 @@ enum What {
         /// How many clusters, or their names: 3, or a,b,west [default: those that are there, else a,b]
         #[arg(long)]
         clusters: Option<String>,
+        /// Make those that are new light: etcd and API server alone, 0.35 GiB each, nothing that runs pods
+        #[arg(long)]
+        light: bool,
+        #[command(flatten)]
+        versions: WantedVersions,
     },
     /// Remove everything: processes, namespaces, mounts, cgroups, files
     Down,
@@ -52,8 +57,15 @@ enum What {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Start the router of a light cluster, a real tailscaled on its node, and have it join a tailnet
+    Router {
+        /// The light cluster
+        cluster: String,
+        #[command(flatten)]
+        args: RouterArgs,
+    },
     /// Build the peers into the cache, nothing else (no root needed if the cache is yours)
-    Build,
+    Build(WantedVersions),
     /// Break something, or mend it
     Fault {
         #[command(subcommand)]
@@ -132,10 +144,10 @@ fn run(command: What) -> Result<ExitCode, LabError> {
         // These two never come back but by an error.
         What::Launch(args) => match guildnet_lab::launch(args)? {},
         What::HoldNode(args) => match guildnet_lab::hold_node(&args)? {},
-        What::Up { clusters } => {
+        What::Up { clusters, light, versions } => {
             let clusters = clusters.as_deref().map(guildnet_lab::cluster_names).transpose()?;
             let instance = Instance::from_env()?;
-            guildnet_lab::up(&instance, clusters, &talk)?;
+            guildnet_lab::up(&instance, Wanted { clusters, light, versions }, &talk)?;
             print(&Lab::of(&instance)?.status()?.text());
         }
         What::Down => guildnet_lab::down(&Instance::from_env()?, &talk)?,
@@ -153,7 +165,11 @@ fn run(command: What) -> Result<ExitCode, LabError> {
             let why = inside.args(args).stdin(std::process::Stdio::inherit()).exec();
             return Err(LabError::Io { what: format!("cannot run {}", program.display()), source: why });
         }
-        What::Build => guildnet_lab::build(&talk)?,
+        What::Router { cluster, args } => {
+            let address = Lab::attach()?.start_router(&cluster, &args, &talk)?;
+            print(&format!("{address}\n"));
+        }
+        What::Build(versions) => guildnet_lab::build(&versions, &talk)?,
         What::Fault { fault } => {
             let lab = Lab::attach()?;
             match fault {

@@ -83,8 +83,12 @@ pub(crate) fn is_complete(plan: &Plan, cluster: &ClusterPlan) -> bool {
         }
 }
 
-/// Makes a cluster's gateway and its node's namespace, from nothing.
-pub(crate) fn make(plan: &Plan, cluster: &ClusterPlan) -> Result<(), LabError> {
+/// Makes a cluster's gateway and its node's namespace, from nothing; `more` is what the node's needs beside.
+pub(crate) fn make(
+    plan: &Plan,
+    cluster: &ClusterPlan,
+    more: impl FnOnce() -> Result<(), LabError>,
+) -> Result<(), LabError> {
     remove(cluster)?;
     let ClusterPlan { node_ns, gateway_ns, leg, .. } = cluster;
     for namespace in [gateway_ns, node_ns] {
@@ -115,6 +119,8 @@ pub(crate) fn make(plan: &Plan, cluster: &ClusterPlan) -> Result<(), LabError> {
     let mut rules = in_netns(gateway_ns, "iptables-restore");
     rules.arg("-w");
     finish(rules, Some(&gateway_rules()))?;
+    more()?;
+    // Last: it is what tells a complete network from a half-made one.
     run("ip", &["-n", node_ns, "route", "add", "default", "via", &LAN_GATEWAY.to_string()])?;
     Ok(())
 }

@@ -25,6 +25,10 @@ pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub(crate) const DNS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// Address of the echo Service, the same in every cluster.
 pub const ECHO_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+/// Address of the echo "pod" of a light cluster: on its node itself, in the pod network.
+pub const LIGHT_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
+/// Port of echo in its pod.
+pub const ECHO_PORT: u16 = 8080;
 /// Port of the API server on the node, and of the door on the gateway.
 pub const API_PORT: u16 = 6443;
 /// Port of Headscale, its relay included.
@@ -175,6 +179,9 @@ pub struct Plan {
     pub person: Person,
     /// Names of its clusters; the place in the list fixes the gateway's address.
     pub clusters: Vec<String>,
+    /// Those of them that are light: etcd and API server, nothing that runs pods.
+    #[serde(default)]
+    pub light: Vec<String>,
 }
 
 impl Plan {
@@ -243,6 +250,7 @@ impl Plan {
         let last = FIRST_GATEWAY + u8::try_from(index).expect("at most MAX_CLUSTERS");
         ClusterPlan {
             id: id.clone(),
+            light: self.light.contains(id),
             node_ns: format!("{prefix}{id}"),
             gateway_ns: format!("{prefix}gw-{id}"),
             outer: self.address(last),
@@ -265,6 +273,8 @@ impl Plan {
 pub struct ClusterPlan {
     /// Its name.
     pub id: String,
+    /// Whether it is light: etcd and API server, nothing that runs pods.
+    pub light: bool,
     /// Network namespace of its node.
     pub node_ns: String,
     /// Network namespace of its gateway.
@@ -327,6 +337,7 @@ mod tests {
             network: [10, 99, 0],
             person: Person::NOBODY,
             clusters: clusters.iter().map(ToString::to_string).collect(),
+            light: vec![],
         }
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::LabError,
     files,
+    peers::Versions,
     plan::{Instance, Plan},
     talk::Talk,
 };
@@ -26,6 +27,9 @@ use crate::{
 pub struct State {
     /// Names and addresses.
     pub plan: Plan,
+    /// Which versions it runs, where there is a choice.
+    #[serde(default)]
+    pub versions: Versions,
     /// Where the peers' programs are: peer to its `bin` folder.
     #[serde(default)]
     pub peers: BTreeMap<String, PathBuf>,
@@ -35,6 +39,9 @@ pub struct State {
     /// Clusters whose gateway drops UDP.
     #[serde(default)]
     pub udp_blocked: Vec<String>,
+    /// Light clusters in which a router was started.
+    #[serde(default)]
+    pub routers: Vec<String>,
     /// Whether this lab made the folder of named namespaces: then `down` removes it, if nobody else uses it by then.
     #[serde(default)]
     pub made_netns_dir: bool,
@@ -58,9 +65,11 @@ impl State {
     pub fn new(plan: Plan) -> Self {
         Self {
             plan,
+            versions: Versions::default(),
             peers: BTreeMap::new(),
             shut_doors: Vec::new(),
             udp_blocked: Vec::new(),
+            routers: Vec::new(),
             made_netns_dir: false,
             processes: BTreeMap::new(),
         }
@@ -176,6 +185,7 @@ mod tests {
             network: [10, 99, 0],
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
+            light: vec![],
         };
         let mut state = State::new(plan);
         state.shut_doors.push("a".into());

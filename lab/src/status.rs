@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     cluster, headscale,
-    peers::Peers,
+    peers::{Peers, Versions},
     plan::{API_SERVICE, ECHO_SERVICE, LAN, NODE_ADDRESS, POD_NETWORK, Person, SERVICE_NETWORK},
     process::is_alive,
     state::State,
@@ -18,6 +18,8 @@ use crate::{
 pub struct Status {
     /// Its name.
     pub instance: String,
+    /// Which versions it runs, where there is a choice.
+    pub versions: Versions,
     /// The bridge: name, address, network.
     pub bridge: Bridge,
     /// The coordination server.
@@ -87,7 +89,9 @@ pub struct Process {
 pub struct Cluster {
     /// Its name.
     pub id: String,
-    /// Whether its node is Ready.
+    /// Whether it is light: etcd and API server, nothing that runs pods.
+    pub light: bool,
+    /// Whether its node is Ready; of a light cluster, whether its API server is.
     pub ready: bool,
     /// Whether the door is open.
     pub door_open: bool,
@@ -115,7 +119,7 @@ pub struct Cluster {
     pub services: &'static str,
     /// Address of the `kubernetes` Service.
     pub api_service: Ipv4Addr,
-    /// Address of the echo Service: HTTP on 80, bytes on 9000.
+    /// Address of the echo Service: HTTP on 80, bytes on 9000 (not where the cluster is light).
     pub echo_service: Ipv4Addr,
     /// Its processes.
     pub processes: BTreeMap<String, Process>,
@@ -135,7 +139,8 @@ pub(crate) fn status(state: &State) -> Status {
         .all_clusters()
         .into_iter()
         .map(|c| Cluster {
-            ready: cluster::node_is_ready(&peers, &c),
+            light: c.light,
+            ready: cluster::is_ready(&peers, &c),
             door_open: !state.shut_doors.contains(&c.id),
             udp_blocked: state.udp_blocked.contains(&c.id),
             door: format!("{}:{}", c.outer, crate::plan::API_PORT),
@@ -147,7 +152,7 @@ pub(crate) fn status(state: &State) -> Status {
             services: SERVICE_NETWORK,
             api_service: API_SERVICE,
             echo_service: ECHO_SERVICE,
-            processes: cluster::specs(plan, &c, &peers)
+            processes: cluster::specs(state, &c, &peers)
                 .into_iter()
                 .map(|s| (s.name.clone(), process(&s.name)))
                 .collect(),
@@ -159,6 +164,7 @@ pub(crate) fn status(state: &State) -> Status {
         .collect();
     Status {
         instance: plan.instance.to_string(),
+        versions: state.versions.clone(),
         bridge: Bridge { name: plan.bridge_name(), address: plan.host_address(), network: plan.network_cidr() },
         headscale: Headscale {
             url: plan.headscale_url(),
@@ -190,12 +196,14 @@ impl Status {
         };
         let word = |alive| if alive { "runs" } else { "does not run" };
         line("instance", &self.instance);
+        line("versions", &self.versions.to_string());
         line("bridge", &format!("{} {}", self.bridge.name, self.bridge.network));
         line("headscale", &format!("{} ({})", self.headscale.url, word(self.headscale.process.alive)));
         line("headscale api key", &self.headscale.api_key_file.display().to_string());
         line("headscale ca", &self.headscale.ca.display().to_string());
         for cluster in &self.clusters {
-            let mut said = vec![if cluster.ready { "Ready".to_owned() } else { "not Ready".to_owned() }];
+            let mut said = if cluster.light { vec!["light".to_owned()] } else { vec![] };
+            said.push(if cluster.ready { "Ready".to_owned() } else { "not Ready".to_owned() });
             said.push(format!("door {} {}", cluster.door, if cluster.door_open { "open" } else { "shut" }));
             if cluster.udp_blocked {
                 said.push("UDP blocked".into());

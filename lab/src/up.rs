@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     command::PATH,
     error::LabError,
     files, headscale, images, net,
-    peers::{self, Peers},
+    peers::{self, Peers, Versions, WantedVersions},
     plan::{Instance, Person, Plan, free_bridge},
     process,
     state::{Lock, State, StateFile, root},
@@ -23,6 +24,10 @@ const PACKAGES: &str = include_str!("../../scripts/lab-packages.sh");
 
 /// Folders that a node sees as its own: the programs that it runs can't lie there.
 const HIDDEN: [&str; 3] = ["/run", "/var/lib", "/var/log"];
+
+/// How many clusters start at the same time, or as many as there are cores: an API server that starts keeps a core busy,
+/// and ten at once on two cores miss each other's deadlines.
+const AT_ONCE: usize = 2;
 
 /// Fails unless root runs this.
 ///
@@ -36,16 +41,29 @@ pub(crate) fn require_root() -> Result<(), LabError> {
 ///
 /// # Errors
 /// If a build fails, with the end of its log.
-pub fn build(talk: &Talk) -> Result<(), LabError> {
-    peers::build(talk).and_then(|peers| images::make(&peers)).map(drop)
+pub fn build(wanted: &WantedVersions, talk: &Talk) -> Result<(), LabError> {
+    let versions = Versions::default().with(wanted)?;
+    peers::build(&versions, talk).and_then(|peers| images::make(&peers, &versions)).map(drop)
 }
 
-/// Brings up the instance with these clusters (`None`: those it has, else a and b); its state afterwards.
+/// What a lab shall be.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Its clusters; `None`: those it has, else a and b.
+    pub clusters: Option<Vec<String>>,
+    /// Whether those that are new are light: etcd and API server, nothing that runs pods.
+    pub light: bool,
+    /// Which versions it runs.
+    pub versions: WantedVersions,
+}
+
+/// Brings the instance up as it is wanted; its state afterwards.
 ///
 /// # Errors
 /// [`LabError::NotRoot`], [`LabError::Missing`] for what the machine lacks, [`LabError::Conflict`] if the lab that is
-/// up has clusters that are not wanted, and whatever fails on the way. It can be run again; `down` removes the rest.
-pub fn up(instance: &Instance, clusters: Option<Vec<String>>, talk: &Talk) -> Result<State, LabError> {
+/// up has clusters that are not wanted or other versions, and whatever fails on the way. It can be run again; `down`
+/// removes the rest.
+pub fn up(instance: &Instance, wanted: Wanted, talk: &Talk) -> Result<State, LabError> {
     require_root()?;
     if !Path::new("/dev/net/tun").exists() {
         return Err(LabError::Missing {
@@ -60,13 +78,16 @@ pub fn up(instance: &Instance, clusters: Option<Vec<String>>, talk: &Talk) -> Re
         });
     }
     let cgroups = Cgroups::find()?;
+    let versions = State::load(instance)?.map(|s| s.versions).unwrap_or_default().with(&wanted.versions)?;
     install_packages(talk)?;
-    let peers = peers::build(talk)?;
-    let images = images::make(&peers)?;
+    let peers = peers::build(&versions, talk)?;
 
     let _held = Lock::instance(instance, Some(talk))?;
-    let state = decide(instance, clusters, &peers)?;
-    let plan = state.get().plan;
+    let state = decide(instance, wanted, versions, &peers)?;
+    let known = state.get();
+    let plan = known.plan;
+    let clusters = plan.all_clusters();
+    let images = clusters.iter().any(|c| !c.light).then(|| images::make(&peers, &known.versions)).transpose()?;
     files::folder(&plan.instance.data_dir(), 0o711)?;
     files::folder(&plan.instance.data_dir().join("log"), 0o755)?;
     files::folder(&plan.person_dir(), 0o700)?;
@@ -77,14 +98,21 @@ pub fn up(instance: &Instance, clusters: Option<Vec<String>>, talk: &Talk) -> Re
     cgroups.ensure(&plan.instance.cgroup())?;
 
     let work = Work { state: &state, cgroups: &cgroups, peers: &peers, talk };
-    let clusters = plan.all_clusters();
     // One after another: iproute2 does not like to make its first namespaces at the same moment.
     for cluster in &clusters {
         cluster::ground(work, cluster)?;
     }
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let mut all = vec![scope.spawn(|| headscale::up(&state, &cgroups, &peers, talk))];
-        all.extend(clusters.iter().map(|cluster| scope.spawn(|| cluster::up(work, cluster, &images))));
+        for _ in 0..AT_ONCE.max(cores()) {
+            all.push(scope.spawn(|| {
+                while let Some(cluster) = clusters.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    cluster::up(work, cluster, images.as_ref())?;
+                }
+                Ok(())
+            }));
+        }
         // Every one is waited for; the first failure is told.
         let results: Vec<_> = all.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         results.into_iter().try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -93,11 +121,21 @@ pub fn up(instance: &Instance, clusters: Option<Vec<String>>, talk: &Talk) -> Re
     Ok(state.get())
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// Takes the plan that is there, extended by new clusters, or makes one; on disk before anything else.
-fn decide(instance: &Instance, clusters: Option<Vec<String>>, peers: &Peers) -> Result<StateFile, LabError> {
+fn decide(instance: &Instance, wanted: Wanted, versions: Versions, peers: &Peers) -> Result<StateFile, LabError> {
+    let Wanted { clusters, light, .. } = wanted;
     // Two instances must not choose the same bridge.
     let _choosing = Lock::folder(&root(), None)?;
     let mut state = if let Some(mut known) = State::load(instance)? {
+        if known.versions != versions {
+            return Err(LabError::Conflict {
+                what: format!("the lab that is up runs {}, not {versions}", known.versions),
+            });
+        }
         let wanted = clusters.unwrap_or_else(|| known.plan.clusters.clone());
         if let Some(unwanted) = known.plan.clusters.iter().find(|c| !wanted.contains(c)) {
             return Err(LabError::Conflict {
@@ -105,7 +143,11 @@ fn decide(instance: &Instance, clusters: Option<Vec<String>>, peers: &Peers) -> 
             });
         }
         // The place in the list is the address: what is there keeps its place.
-        known.plan.clusters.extend(wanted.into_iter().filter(|c| !known.plan.clusters.contains(c)).collect::<Vec<_>>());
+        let new: Vec<String> = wanted.into_iter().filter(|c| !known.plan.clusters.contains(c)).collect();
+        if light {
+            known.plan.light.extend(new.iter().cloned());
+        }
+        known.plan.clusters.extend(new);
         known
     } else {
         let (links, mut used) = net::in_use()?;
@@ -115,9 +157,11 @@ fn decide(instance: &Instance, clusters: Option<Vec<String>>, peers: &Peers) -> 
             hint: "ip route show table all".into(),
         })?;
         let clusters = clusters.unwrap_or_else(|| vec!["a".into(), "b".into()]);
-        let plan = Plan { instance: instance.clone(), bridge, network, person: Person::from_env(), clusters };
+        let light = if light { clusters.clone() } else { vec![] };
+        let plan = Plan { instance: instance.clone(), bridge, network, person: Person::from_env(), clusters, light };
         State { made_netns_dir: !Path::new("/run/netns").exists(), ..State::new(plan) }
     };
+    state.versions = versions;
     state.peers.clone_from(&peers.0);
     StateFile::create(state)
 }

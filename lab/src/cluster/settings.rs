@@ -13,7 +13,7 @@ use crate::{
 pub(crate) const RUNTIME: &str = "/run/containerd/containerd.sock";
 
 /// One program of a cluster: its name, where it comes from, its arguments.
-fn spec(cluster: &ClusterPlan, name: &str, program: std::path::PathBuf, args: &[String]) -> Spec {
+pub(super) fn spec(cluster: &ClusterPlan, name: &str, program: std::path::PathBuf, args: &[String]) -> Spec {
     Spec {
         name: cluster.process(name),
         program,
@@ -254,7 +254,7 @@ shutdownGracePeriod: 0s
 
 /// What is applied to a new cluster: DNS, a default StorageClass, the echo workload.
 pub(crate) fn manifests(cluster: &ClusterPlan, images: &Images) -> String {
-    include_str!("manifests.yaml")
+    concat!(include_str!("manifests.yaml"), "---\n", include_str!("storage.yaml"))
         .replace("${CLUSTER}", &cluster.id)
         .replace("${COREDNS}", &images.coredns)
         .replace("${ECHO}", &images.echo)
@@ -283,6 +283,7 @@ mod tests {
             network: [10, 99, 0],
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
+            light: vec![],
         };
         plan.cluster("a").expect("it is there")
     }

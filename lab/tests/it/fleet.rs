@@ -197,7 +197,7 @@ pub(crate) fn lab_binary() -> PathBuf {
     beside("guildnet-lab")
 }
 
-fn beside(name: &str) -> PathBuf {
+pub(crate) fn beside(name: &str) -> PathBuf {
     let me = std::env::current_exe().expect("a path");
     let found = me.ancestors().nth(2).expect("target/PROFILE/deps/it").join(name);
     assert!(found.exists(), "{} is missing: build the workspace first", found.display());

@@ -49,7 +49,7 @@ struct Traces {
     files: BTreeSet<String>,
 }
 
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "headscale",
     "etcd",
     "kube-apiserver",
@@ -65,6 +65,7 @@ const PROGRAMS: [&str; 16] = [
     "echo",
     "containerboot",
     "tailscaled",
+    "workload",
     "guildnet-lab",
 ];
 
@@ -124,4 +125,39 @@ fn a_lab_whose_start_was_killed_is_taken_down_all_the_same() {
         lab.run(&["down"]).ok();
         assert_eq!(traces(), before, "killed at: {sign}");
     }
+}
+
+#[test]
+fn a_light_lab_and_its_router_leave_nothing_behind() {
+    let before = traces();
+    let lab = Another("light");
+    lab.run(&["up", "--clusters", "1", "--light"]).ok();
+    let there = guildnet_lab::Lab::of(&lab.0.parse().expect("a name")).expect("it is up");
+    let headscale = |args: &[&str]| {
+        let mut command = there.headscale();
+        command.args(args);
+        finish(command, b"", Duration::from_secs(30)).ok()
+    };
+    headscale(&["users", "create", "someone"]);
+    let key = headscale(&["preauthkeys", "create", "--user", "1"]);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), key.trim()).expect("written");
+    let key_file = file.path().display().to_string();
+    let router = ["router", "a", "--auth-key-file", &key_file, "--routes", "10.96.0.0/16"];
+    let address = lab.run(&router).ok();
+    assert!(address.starts_with("100.64."), "{address}");
+    assert_eq!(lab.run(&router).ok(), address, "a second time it is the same node");
+    lab.run(&["status"]).ok();
+    lab.run(&["up", "--headscale", "0.28.0"]).refused(6, &["Headscale 0.29.2", "0.28.0"]);
+    lab.run(&["down"]).ok();
+    assert_eq!(traces(), before);
+
+    let mut up = lab.command(&["up", "--clusters", "1", "--light"]).spawn().expect("it starts");
+    crate::fleet::eventually("its API server starts", Duration::from_secs(60), || {
+        traces().processes.iter().any(|p| !before.processes.contains(p) && p.contains("kube-apiserver"))
+    });
+    up.kill().expect("it still runs");
+    up.wait().expect("it ended");
+    lab.run(&["down"]).ok();
+    assert_eq!(traces(), before, "killed");
 }

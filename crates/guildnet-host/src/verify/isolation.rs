@@ -3,7 +3,10 @@
 //! A silence proves nothing by itself: the other cluster may be down. So every probe has a control, the other cluster's
 //! own connector at the same address at the same moment; without it the check is skipped.
 
-use guildnet_model::{ClusterId, ConnectorSnapshot, ProbeOutcome, Target};
+use std::net::{IpAddr, SocketAddr};
+
+use guildnet_model::{ClusterId, ConnectorSnapshot, ProbeOutcome, SiteNumber, Target, via6};
+use ipnet::IpNet;
 
 use super::Outcome;
 
@@ -44,6 +47,14 @@ pub(super) fn peers_of(cluster: &ClusterId, of: &ConnectorSnapshot, there: &Conn
     let belongs =
         |p: &&guildnet_model::PeerInfo| p.tags.iter().any(|t| tags.contains(t)) || own.contains(&p.node_key.as_str());
     of.peers.iter().filter(belongs).map(|p| p.name.clone()).collect()
+}
+
+/// The 4via6 form of a target, where the other cluster's router serves that: there the plain form is nobody's way, and its
+/// silence would say little.
+pub(super) fn via6_form(target: Target, site: Option<SiteNumber>, routes: &[IpNet]) -> Option<Target> {
+    let IpAddr::V4(plain) = target.addr().ip() else { return None };
+    let address = IpAddr::V6(via6::address(site?, plain));
+    routes.iter().any(|net| net.contains(&address)).then(|| SocketAddr::new(address, target.addr().port()).into())
 }
 
 /// Judges all ordered pairs that begin at one cluster.
@@ -141,6 +152,16 @@ mod tests {
         for broken in [here, there] {
             assert!(matches!(judge(&[pair(ProbeOutcome::Silent, Ok(())), broken]), Outcome::Fail { .. }));
         }
+    }
+
+    #[test]
+    fn the_4via6_form_is_tried_where_it_is_the_way() {
+        let (api, site) = ("10.96.0.1:443".parse().expect("a target"), "7".parse().ok());
+        let routes = |net: &str| [net.parse::<IpNet>().expect("a network")];
+        let form = via6_form(api, site, &routes("fd7a:115c:a1e0:b1a:0:7:a60:0/112"));
+        assert_eq!(form, "[fd7a:115c:a1e0:b1a:0:7:a60:1]:443".parse().ok());
+        assert_eq!(via6_form(api, site, &routes("10.96.0.0/16")), None);
+        assert_eq!(via6_form(api, None, &routes("fd7a:115c:a1e0:b1a:0:7:a60:0/112")), None);
     }
 
     #[test]

@@ -113,6 +113,11 @@ pub(super) fn refused(cluster: &ClusterId, why: &KubeError) -> Outcome {
 pub(super) enum DaemonSetSeen {
     /// The API server was asked.
     Asked(Option<RouterStatus>),
+    /// It is not there, and yet a router of the cluster is connected: somebody runs it by other means.
+    Elsewhere {
+        /// The router's name in the tailnet.
+        router: String,
+    },
     /// The API server can't be asked, and no router is connected that could lead to it.
     NoWay {
         /// Why it can't be asked.
@@ -143,6 +148,10 @@ pub(super) fn daemonset(cluster: &ClusterId, seen: &DaemonSetSeen) -> Outcome {
             )
         }
         DaemonSetSeen::Asked(None) => Outcome::fail("the router's DaemonSet is not there", ensure),
+        DaemonSetSeen::Elsewhere { router } => Outcome::warn(
+            format!("{router} is connected, but not by the router's DaemonSet, which is not there"),
+            format!("{ensure}, unless this router is meant to run outside the cluster's pods"),
+        ),
         DaemonSetSeen::NoWay { why } => Outcome::fail(
             format!("no router is connected and the API server can't be asked: {why}"),
             format!(
@@ -240,6 +249,16 @@ mod tests {
         fails(&daemonset(&a(), &status(0, 0)), "0/0", "guildnet router ensure a");
         fails(&daemonset(&a(), &DaemonSetSeen::Asked(None)), "not there", "guildnet router ensure a");
         fails(&daemonset(&a(), &DaemonSetSeen::NoWay { why: "x".into() }), "no router", "guildnet router manifest a");
+    }
+
+    #[test]
+    fn a_router_that_runs_without_the_daemonset_is_a_warning() {
+        let outcome = daemonset(&a(), &DaemonSetSeen::Elsewhere { router: "gn-a-router".into() });
+        let Outcome::Warn { seen, hint } = outcome else { panic!("no warning: {outcome:?}") };
+        assert!(
+            seen.contains("gn-a-router is connected") && hint.starts_with("guildnet router ensure a"),
+            "{seen} {hint}"
+        );
     }
 
     #[test]

@@ -337,18 +337,23 @@ async fn networks(c: &CheckContext) -> Outcome {
 async fn daemonset(c: &CheckContext) -> Outcome {
     let cluster = c.cluster();
     cluster.settled(SETTLE).await;
+    let router = || async {
+        let seen = snapshot(cluster).await?;
+        seen.peers.into_iter().find(|p| p.trusted && p.online != Some(false)).map(|p| p.name)
+    };
     let seen = match any_way(cluster).await {
         Ok(api) => match guildnet_kube::router::status(&api).await {
+            Ok(None) => match router().await {
+                Some(router) => DaemonSetSeen::Elsewhere { router },
+                None => DaemonSetSeen::Asked(None),
+            },
             Ok(status) => DaemonSetSeen::Asked(status),
             Err(why) => DaemonSetSeen::NotAsked { why: why.to_string() },
         },
-        Err(why) => {
-            let online = match snapshot(cluster).await {
-                Some(seen) => seen.peers.iter().any(|p| p.trusted && p.online != Some(false)),
-                None => false,
-            };
-            if online { DaemonSetSeen::NotAsked { why } } else { DaemonSetSeen::NoWay { why } }
-        }
+        Err(why) => match router().await {
+            Some(_) => DaemonSetSeen::NotAsked { why },
+            None => DaemonSetSeen::NoWay { why },
+        },
     };
     kube::daemonset(cluster.id(), &seen)
 }
@@ -381,8 +386,12 @@ async fn pair(cluster: &ClusterHandle, here: &ConnectorSnapshot, other: &Cluster
         Some(router) => {
             let own = router.addresses.iter().find(|a| a.is_ipv4()).map(|ip| (*ip, NOBODYS_PORT).into());
             let api = other.api_address().await.ok();
-            let targets =
-                api.into_iter().map(|t| (t, true)).chain(own.map(|t: std::net::SocketAddr| (Target::from(t), false)));
+            let via6 = api.and_then(|api| isolation::via6_form(api, other.spec().connector.site, &router.routes));
+            let targets = api
+                .into_iter()
+                .map(|t| (t, true))
+                .chain(via6.map(|t| (t, false)))
+                .chain(own.map(|t: std::net::SocketAddr| (Target::from(t), false)));
             join_all(targets.map(|(target, by_dial)| async move {
                 let control = async {
                     if by_dial { dialled_within(other, target).await } else { answered(other, router, target).await }
