@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-ten lab-matrix bench
+	lab-faults lab-ten lab-matrix bench
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -48,6 +48,9 @@ lab-up: build ## the lab alone: Headscale and two clusters with equal networks (
 
 lab-down: ## stop the lab and remove what it made
 	@scripts/lab.sh down
+
+lab-faults: ## keys, identities and clusters removed, Headscale restored and moved: long tests on a lab of their own (root)
+	@PROFILE=faults scripts/test.sh
 
 lab-ten: ## ten clusters with equal networks at once, by via and by 4via6, in labs of their own (root, minutes)
 	@scripts/lab-wide.sh ten_equal_clusters

@@ -317,7 +317,7 @@ fn members(
         let (id, record) = (&i.wanted.id, known.record(&i.wanted.id));
         let given = settings.cluster_keys.get(id);
         let joined = record.is_some_and(|r| r.state_path.is_dir());
-        at_hand::member(id, &at_hand.headscale.url, given, &at_hand.files, record, joined)
+        at_hand::member(id, &at_hand.headscale, given, &at_hand.files, record, joined)
     };
     inspected.iter().map(member).collect()
 }

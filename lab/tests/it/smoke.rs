@@ -74,6 +74,8 @@ fn traces() -> Traces {
         fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path().display().to_string()).collect()
     };
     let program = |pid: &String| {
+        // One that has ended, and that nobody asked about yet, has no program any more.
+        fs::read_link(format!("{pid}/exe")).ok()?;
         let name = fs::read_to_string(format!("{pid}/comm")).unwrap_or_default();
         PROGRAMS
             .iter()

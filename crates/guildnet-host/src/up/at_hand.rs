@@ -7,7 +7,6 @@ use std::path::Path;
 use guildnet_headscale::NamespaceFile;
 use guildnet_model::{Class, ClusterId};
 use guildnet_store::{ClusterRecord, HeadscaleRecord};
-use url::Url;
 
 use super::file_of;
 use crate::{HostError, KeysAtHand, error::Explained as _, namespace};
@@ -56,15 +55,15 @@ pub(super) fn server(files: &[NamespaceFile]) -> Result<Option<HeadscaleRecord>,
 /// There is no key that its connector could join with.
 pub(super) fn member(
     cluster: &ClusterId,
-    server: &Url,
+    server: &HeadscaleRecord,
     given: Option<&KeysAtHand>,
     files: &[NamespaceFile],
     record: Option<&ClusterRecord>,
     joined: bool,
 ) -> Result<NamespaceFile, HostError> {
     // A key of another server opens nothing here.
-    let file = files.iter().find(|f| f.cluster == *cluster && f.login_server == *server);
-    let stored = record.filter(|r| r.login_server == *server).map(file_of);
+    let file = files.iter().find(|f| f.cluster == *cluster && f.login_server == server.url);
+    let stored = record.filter(|r| r.login_server == server.url).map(file_of);
     let known = file.cloned().or_else(|| stored.clone());
     let kept = |key: fn(&NamespaceFile) -> Option<&guildnet_model::Secret<String>>| {
         known.as_ref().and_then(key).or_else(|| stored.as_ref().and_then(key)).cloned()
@@ -76,14 +75,14 @@ pub(super) fn member(
     Ok(NamespaceFile {
         cluster: cluster.clone(),
         namespace_id: known.as_ref().and_then(|f| f.namespace_id),
-        login_server: server.clone(),
+        login_server: server.url.clone(),
         router_auth_key: given.and_then(|g| g.router.clone()).or_else(|| kept(|f| f.router_auth_key.as_ref())),
         router_key_expires: None,
         client_auth_key,
         client_key_expires: None,
         site: known.as_ref().and_then(|f| f.site),
         routes: known.as_ref().and_then(|f| f.routes.clone()),
-        ca_pem: known.as_ref().and_then(|f| f.ca_pem.clone()),
+        ca_pem: server.ca_pem.clone().or_else(|| known.as_ref().and_then(|f| f.ca_pem.clone())),
     })
 }
 
@@ -121,32 +120,36 @@ mod tests {
         }
     }
 
+    fn record(url: &str) -> HeadscaleRecord {
+        HeadscaleRecord { url: url.parse().expect("a URL"), api_key: None, ca_pem: Some("the server's".into()) }
+    }
+
     fn key(key: Option<&Secret<String>>) -> Option<&str> {
         key.map(|k| k.expose().as_str())
     }
 
     #[test]
     fn variables_win_over_the_file_key_by_key() {
-        let (id, url) = ("a".parse().expect("an id"), "https://hs".parse().expect("a URL"));
+        let (id, server) = ("a".parse().expect("an id"), record("https://hs"));
         let given = KeysAtHand { router: None, client: Some(Secret::new("env-client".into())) };
-        let made = member(&id, &url, Some(&given), &[file("a", "https://hs")], None, false).expect("enough");
+        let made = member(&id, &server, Some(&given), &[file("a", "https://hs")], None, false).expect("enough");
         assert_eq!(key(made.client_auth_key.as_ref()), Some("env-client"));
         assert_eq!(key(made.router_auth_key.as_ref()), Some("file-router"));
-        assert_eq!(made.namespace_id, Some(7));
+        assert_eq!((made.namespace_id, made.ca_pem.as_deref()), (Some(7), Some("the server's")));
     }
 
     #[test]
     fn without_a_key_the_ways_to_one_are_named() {
-        let (id, url) = ("my-lab".parse().expect("an id"), "https://hs".parse().expect("a URL"));
+        let (id, server) = ("my-lab".parse().expect("an id"), record("https://hs"));
         // Another server's file has no key for this one.
-        let said = member(&id, &url, None, &[file("my-lab", "https://other")], None, false).expect_err("no key");
+        let said = member(&id, &server, None, &[file("my-lab", "https://other")], None, false).expect_err("no key");
         assert_eq!(said.class(), Class::Credentials);
         let hint = said.hint().expect("a hint");
         assert!(
             hint.contains("TS_CLIENT_AUTHKEY_MY_LAB") && hint.contains("tmp/cluster-my-lab-headscale.json"),
             "{hint}"
         );
-        assert!(member(&id, &url, None, &[], None, true).is_ok(), "a connector that has joined needs no key");
+        assert!(member(&id, &server, None, &[], None, true).is_ok(), "a connector that has joined needs no key");
     }
 
     #[test]

@@ -222,7 +222,9 @@ fn login_trouble(log: &str) -> Option<Trouble> {
             return Some(Trouble::KeyRefused { why: "it has none".to_owned() });
         }
         let said = ["Received error: ", "backend error: ", "The last login error was: "];
-        if let Some((_, why)) = said.into_iter().find_map(|text| line.split_once(text)) {
+        // A line may hold the text's form alone, without what it was about.
+        let told = said.into_iter().find_map(|text| line.split_once(text)).filter(|(_, why)| !why.starts_with("%v"));
+        if let Some((_, why)) = told {
             let why = one_line(why);
             return Some(if why.contains("x509: ") || why.contains("tls: failed to verify") {
                 Trouble::Untrusted { why }

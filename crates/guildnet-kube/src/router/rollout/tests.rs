@@ -111,6 +111,9 @@ fn the_log_tells_why_a_login_fails() {
     let untrusted =
         "fetch control key: Get \"https://10.99.0.1:8443/key?v=138\": x509: certificate signed by unknown authority";
     assert_eq!(says(untrusted), (Trouble::Untrusted { why: untrusted.into() }, Class::Failed));
+    // The form of a message, which tailscaled also logs, hides no cause before it.
+    let form = format!("Received error: {untrusted}\nhealth: (\"The last login error was: %v\")");
+    assert_eq!(with(&form).0, Trouble::Untrusted { why: untrusted.into() });
     let refused = "authkey expired";
     assert_eq!(says(refused), (Trouble::KeyRefused { why: refused.into() }, Class::Credentials));
     let away = "fetch control key: Get \"https://10.99.0.1:8443/key?v=138\": dial tcp 10.99.0.1:8443: connect: connection refused";
