@@ -157,12 +157,16 @@ impl Drop for Device {
     }
 }
 
-/// The value of an environment variable in a manifest.
+/// The value of an environment variable in a manifest; a long one stands folded on the lines below.
 #[track_caller]
 fn value_of(manifest: &str, name: &str) -> String {
     let mut lines = manifest.lines().map(str::trim).skip_while(|line| *line != format!("- name: {name}"));
     let value = lines.nth(1).and_then(|line| line.strip_prefix("value: "));
-    value.unwrap_or_else(|| panic!("no {name} in\n{manifest}")).trim_matches(['"', '\'']).to_owned()
+    let value = value.unwrap_or_else(|| panic!("no {name} in\n{manifest}"));
+    if value.starts_with('>') {
+        return lines.take_while(|line| !line.starts_with("- name: ")).collect::<Vec<_>>().join(" ");
+    }
+    value.trim_matches(['"', '\'']).to_owned()
 }
 
 /// Resident memory of processes, in MiB; what ended meanwhile counts nothing.

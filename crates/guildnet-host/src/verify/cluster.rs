@@ -52,15 +52,17 @@ pub(super) fn networks(
     )
 }
 
-/// Storage is another check's.
+/// Storage is another check's. So is whether routers run: without a usable node none of ours can, but one outside may serve
+/// the cluster.
 pub(super) fn preflight(cluster: &ClusterId, findings: &Result<Vec<Finding>, KubeError>) -> Outcome {
     let findings = match findings {
         Ok(findings) => findings,
         Err(why) => return refused(cluster, why),
     };
     let asked = || findings.iter().filter(|f| f.subject != Subject::Storage);
-    let worst = asked().map(|f| f.verdict).max().unwrap_or(Verdict::Pass);
-    let bad: Vec<&Finding> = asked().filter(|f| f.verdict == worst).collect();
+    let weight = |f: &Finding| if f.subject == Subject::Nodes { f.verdict.min(Verdict::Warn) } else { f.verdict };
+    let worst = asked().map(weight).max().unwrap_or(Verdict::Pass);
+    let bad: Vec<&Finding> = asked().filter(|f| weight(f) == worst).collect();
     let seen = bad.iter().map(|f| f.seen.as_str()).collect::<Vec<_>>().join("; ");
     let hint = bad.first().map(|f| f.hint.clone()).unwrap_or_default();
     match worst {
@@ -141,7 +143,12 @@ mod tests {
         assert!(matches!(of(vec![good.clone(), storage]), Outcome::Pass { seen } if seen == "v1.34.4"));
         let warned = of(vec![good.clone(), nodes(Verdict::Warn)]);
         assert!(matches!(warned, Outcome::Warn { seen, hint } if seen == "n1 is not ready" && hint == "mend"));
-        assert!(matches!(of(vec![good, nodes(Verdict::Fail)]), Outcome::Fail { hint, .. } if hint == "mend"));
+        assert!(
+            matches!(of(vec![good.clone(), nodes(Verdict::Fail)]), Outcome::Warn { .. }),
+            "a router outside may serve"
+        );
+        let old = finding(Subject::Version, Verdict::Fail, "v1.2");
+        assert!(matches!(of(vec![nodes(Verdict::Fail), old]), Outcome::Fail { hint, .. } if hint == "mend"));
         assert!(matches!(preflight(&a(), &down()), Outcome::Fail { .. }));
     }
 }
