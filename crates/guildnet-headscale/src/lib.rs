@@ -32,7 +32,7 @@ pub use client::{ApiKey, Headscale, HeadscaleConfig, HeldPolicy, NewKey, Preauth
 pub use error::HeadscaleError;
 pub use keys::{EnsureKeys, EnsuredNamespace, KeyKind, ensure_namespace, ensure_user, near_end_from};
 pub use namespace::{NamespaceFile, NamespaceFileError};
-pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of, routes_to_approve};
+pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of, routes_to_approve, unseen_routers};
 pub use overlap::{RouteOverlap, overlaps};
 pub use policy::{
     CutOff, Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, cut_off, judge,

@@ -84,6 +84,23 @@ pub fn dead_routers<'a>(
     routers.into_iter().filter(long_gone).collect()
 }
 
+/// The Kubernetes nodes, of `hosts`, whose router the server does not list as connected: `hostname-NODE`, where the server may add
+/// to a name that was taken. None if as many are connected as there are hosts, whatever their names.
+pub fn unseen_routers(nodes: &[Node], cluster: &ClusterId, hostname: &str, hosts: &[String]) -> Vec<String> {
+    let online: Vec<&str> =
+        routers_of(nodes, cluster).into_iter().filter(|n| n.online).map(|n| n.name.as_str()).collect();
+    if online.len() >= hosts.len() {
+        return Vec::new();
+    }
+    let seen = |host: &str| {
+        // A host name becomes a DNS label: what is no letter or digit is a dash, and 63 characters are kept.
+        let label = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let name: String = format!("{hostname}-{host}").chars().map(label).take(63).collect();
+        online.iter().filter_map(|n| n.strip_prefix(&name)).any(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    hosts.iter().filter(|host| !seen(host)).cloned().collect()
+}
+
 /// Who advertises one of a cluster's networks, and who may serve it. Names are those of the cluster's own routers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -199,6 +216,18 @@ mod tests {
         assert_eq!(dead(1), ["gn-a-router-n2"]);
         assert!(dead(2).is_empty(), "a Kubernetes node may just be down");
         assert!(dead(0).is_empty());
+    }
+
+    #[test]
+    fn a_router_that_the_server_does_not_list_as_connected_is_told_by_its_host() {
+        let of = |name: &str, online| node(name, "tag:gn-a-router", &[], &[], online);
+        let nodes = [of("gn-a-router-n1-x7k", true), of("gn-a-router-n2", false), of("gn-a-router-n-3", true)];
+        let unseen = |hosts: &[&str]| {
+            let hosts: Vec<String> = hosts.iter().map(|h| (*h).to_owned()).collect();
+            unseen_routers(&nodes, &id("a"), "gn-a-router", &hosts)
+        };
+        assert_eq!(unseen(&["n1", "n2", "N.3"]), ["n2"]);
+        assert!(unseen(&["x", "y"]).is_empty(), "as many are connected as there are hosts");
     }
 
     #[test]

@@ -219,6 +219,25 @@ pub(crate) async fn deploy(
     kube_router::ensure(api, plan, &mut tell).await.explained()
 }
 
+/// [`deploy`], and then sees to it that the server lists the routers: one whose node was deleted there, or is unknown to a server
+/// that was restored from a backup, does not notice by itself, and joins again when it is made anew.
+pub(crate) async fn deploy_seen(
+    api: &ApiServer,
+    plan: &RouterPlan,
+    server: &Server,
+    progress: &dyn Progress,
+) -> Result<RouterStatus, HostError> {
+    let status = deploy(api, plan, progress).await?;
+    let hosts: Vec<String> = status.pods.iter().filter(|p| p.ready).filter_map(|p| p.node.clone()).collect();
+    let unseen = server.unseen_routers(&plan.cluster, &plan.hostname, &hosts).await?;
+    if unseen.is_empty() {
+        return Ok(status);
+    }
+    progress.step(Some(&plan.cluster), &format!("Headscale does not list the router of {}", unseen.join(", ")));
+    let mut tell = |step: kube_router::RouterProgress| progress.step(Some(&plan.cluster), &step.to_string());
+    kube_router::restart(api, &unseen, &mut tell).await.explained()
+}
+
 /// Applies the DaemonSet and waits until every node's router is connected; with an API key also until its routes are
 /// approved, and approves them if the policy does not. Networks that were discovered follow the cluster: where it has others
 /// now, policy, record and routers are brought up to date. Networks that are given replace the recorded ones.
@@ -315,7 +334,7 @@ async fn ensure(
     if settings.auth_key.is_none() && new_key.is_some() {
         plan.auth_key = new_key;
     }
-    let status = deploy(&reached.api, &plan, progress).await?;
+    let status = deploy_seen(&reached.api, &plan, server, progress).await?;
     if server.has_key() {
         server.serve_routes(id, &routes, sources.site, progress).await?;
         server.forget_dead_routers(id, &plan.hostname, status.desired, progress).await?;

@@ -431,7 +431,7 @@ async fn routers(
             let outcome = async {
                 let features = features.as_ref().map_err(Clone::clone)?;
                 let plan = router::plan(settings, &member, &seen.routes, *features);
-                let status = router::deploy(&seen.reached.api, &plan, progress).await?;
+                let status = router::deploy_seen(&seen.reached.api, &plan, server, progress).await?;
                 if server.has_key() {
                     server.serve_routes(&id, &seen.routes, member.site, progress).await?;
                     server.forget_dead_routers(&id, &plan.hostname, status.desired, progress).await?;

@@ -18,7 +18,7 @@ use url::Url;
 
 pub(crate) use self::manifest::MANAGED_BY;
 pub use self::{
-    deploy::{ensure, status},
+    deploy::{ensure, restart, status},
     error::{RouterError, Trouble},
     manifest::{Manifest, manifests, manifests_yaml},
     remove::{Reached, Removal, remove},
@@ -103,7 +103,7 @@ pub enum RouterProgress {
         /// What it did.
         applied: Applied,
     },
-    /// A pod that could not start with its old key is made anew.
+    /// A pod that could not start with its old key, or that the server does not know any more, is made anew.
     Restarted {
         /// The pod.
         pod: String,
@@ -133,7 +133,7 @@ impl fmt::Display for RouterProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Applied { object, applied } => write!(f, "{object} {applied}"),
-            Self::Restarted { pod } => write!(f, "Pod/{pod} made anew with the new key"),
+            Self::Restarted { pod } => write!(f, "Pod/{pod} made anew"),
             Self::Waiting { ready, desired, detail } => write!(f, "router {ready}/{desired} ready: {detail}"),
             Self::Away { why } => write!(f, "API server out of reach while routers are replaced: {why}"),
             Self::Ready { desired } => write!(f, "router ready ({desired}/{desired})"),

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use guildnet_headscale::{Cleared, Leaving, Node, PolicyRequest, dead_routers, remove_namespace, remove_nodes};
+use guildnet_headscale::{
+    Cleared, Leaving, Node, PolicyRequest, dead_routers, remove_namespace, remove_nodes, unseen_routers,
+};
 use guildnet_model::{Class, ClusterId, Explain as _};
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
 
 use super::Server;
 use crate::{HostError, Progress, error::Explained as _};
@@ -12,6 +15,9 @@ use crate::{HostError, Progress, error::Explained as _};
 /// How long disconnected nodes may take to be listed so: pods get 10 s to end, Headscale waits 10 s for a node to come back, and
 /// a connection that was cut is noticed with the next keep-alive, 59 s later at most.
 pub(crate) const OFFLINE_LIMIT: Duration = Duration::from_secs(80);
+
+/// How long a router whose pod is ready may take to be listed as connected: it has its network map by then, so the server knows.
+const SEEN_LIMIT: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Removes a cluster from the server: its nodes, each once it is disconnected; then, if none remains, its place in the
@@ -56,6 +62,26 @@ impl Server {
     pub(crate) async fn has_router_online(&self, cluster: &ClusterId) -> Result<bool, HostError> {
         let nodes = self.nodes().await?;
         Ok(guildnet_headscale::routers_of(&nodes, cluster).iter().any(|r| r.online))
+    }
+
+    /// The hosts, of those whose pods are ready, whose router it does not list as connected within 10 s.
+    pub(crate) async fn unseen_routers(
+        &self,
+        cluster: &ClusterId,
+        hostname: &str,
+        hosts: &[String],
+    ) -> Result<Vec<String>, HostError> {
+        if !self.has_key() {
+            return Ok(vec![]);
+        }
+        let end = Instant::now() + SEEN_LIMIT;
+        loop {
+            let unseen = unseen_routers(&self.nodes().await?, cluster, hostname, hosts);
+            if unseen.is_empty() || Instant::now() >= end {
+                return Ok(unseen);
+            }
+            sleep(super::ASK_EVERY).await;
+        }
     }
 
     /// Deletes routers that will not come back, so that no route stays with them; see [`dead_routers`]. `wanted`: how many

@@ -199,6 +199,37 @@ async fn restart_unready(
     Ok(())
 }
 
+/// Makes the routers of these Kubernetes nodes anew and waits until all routers are ready. For routers that take themselves for
+/// members although the server does not know them any more: `tailscaled` goes on asking and stays ready.
+///
+/// # Errors
+/// As [`ensure`].
+/// # Cancellation
+/// Dropping the future stops the waiting; new pods come up by themselves.
+pub async fn restart(
+    api: &ApiServer,
+    nodes: &[String],
+    progress: &mut (dyn FnMut(RouterProgress) + Send),
+) -> Result<RouterStatus, RouterError> {
+    let on_node = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).is_some_and(|n| nodes.contains(n));
+    let old: Vec<String> = pods(api).await?.iter().filter(|pod| on_node(pod)).map(|pod| pod.name_any()).collect();
+    for name in &old {
+        let deleted = api.write(|c| async move { in_namespace::<Pod>(c).delete(name, &DeleteParams::default()).await });
+        ignore_missing(deleted.await.map(drop))?;
+        progress(RouterProgress::Restarted { pod: name.clone() });
+    }
+    // The DaemonSet counts them as ready until they are gone.
+    let begun = Instant::now();
+    while pods(api).await?.iter().any(|pod| old.contains(&pod.name_any())) {
+        if begun.elapsed() > REMOVAL_LIMIT {
+            let what = format!("the pods {} did not end", old.join(", "));
+            return Err(RouterError::Timeout { what, after: REMOVAL_LIMIT });
+        }
+        sleep(WATCHLESS_PAUSE).await;
+    }
+    rollout(api, progress).await
+}
+
 async fn rollout(
     api: &ApiServer,
     progress: &mut (dyn FnMut(RouterProgress) + Send),

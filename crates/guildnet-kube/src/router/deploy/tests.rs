@@ -288,3 +288,15 @@ async fn the_router_of_another_cluster_id_is_not_removed() {
     assert_eq!(error, RouterError::OtherCluster { here: "b".into(), wanted: "a".into() });
     assert_eq!(changes(&server), [""; 0]);
 }
+
+#[tokio::test]
+async fn a_router_is_made_anew_on_the_named_nodes_only() {
+    let (server, api) = Cluster::default().start().await;
+    ensured(&api, &plan("a", Some("key"))).await.0.expect("ready");
+    restart(&api, &["elsewhere".to_owned()], &mut |_| ()).await.expect("ready");
+    assert!(!changes(&server).iter().any(|c| c.starts_with("DELETE")));
+    // The fake's pod does not go away, so the wait for its end is what can be seen here.
+    let waited = timeout(Duration::from_millis(200), restart(&api, &["n".to_owned()], &mut |_| ())).await;
+    assert!(waited.is_err(), "it waits until the old pod is gone");
+    assert_eq!(changes(&server).last(), Some(&format!("DELETE {POD}")));
+}
