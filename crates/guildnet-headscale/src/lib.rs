@@ -36,7 +36,7 @@ pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of
 pub use overlap::{RouteOverlap, overlaps};
 pub use policy::{
     CutOff, Policy, PolicyError, PolicyInput, PolicyPlan, PolicyRequest, PolicyVerdict, compile, cut_off, judge,
-    known_clusters, plan, policy_diff, routes_to_advertise, same_policy,
+    known_clusters, plan, policy_diff, routes_to_advertise, routes_to_serve, same_policy,
 };
 pub use removal::{Cleared, Leaving, remove_namespace, remove_nodes};
 pub use server::{ServerFeatures, ServerInfo, ServerVersion};

@@ -292,3 +292,14 @@ pub fn routes_to_advertise(server: ServerFeatures, networks: &Networks, site: Op
     let via6 = site.into_iter().flat_map(|s| networks.as_slice().iter().map(move |n| IpNet::V6(via6::prefix(s, *n))));
     plain.chain(via6).collect()
 }
+
+/// What may be approved for a cluster's routers beside these clusters (itself may be among them): the networks and, on a server
+/// without `via` grants, in the forms that no other cluster has. A plain network that two clusters share would be elected to one
+/// of them there.
+pub fn routes_to_serve(server: ServerFeatures, cluster: &PolicyInput, all: &[PolicyInput]) -> Vec<IpNet> {
+    if server.via_grants {
+        return routes_to_advertise(server, &cluster.routes, cluster.site);
+    }
+    let all: Vec<&PolicyInput> = all.iter().collect();
+    cluster.routes.as_slice().iter().flat_map(|net| distinct_forms(cluster, *net, &all, &[])).collect()
+}

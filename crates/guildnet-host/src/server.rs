@@ -13,11 +13,11 @@ use std::{
 
 use guildnet_headscale::{
     EnsureKeys, Headscale, HeadscaleConfig, NamespaceFile, Node, PolicyInput, ServerFeatures, ServerInfo, clients_of,
-    ensure_namespace, ensure_user, routers_of, routes_to_advertise, routes_to_approve,
+    ensure_namespace, ensure_user, known_clusters, routers_of, routes_to_approve, routes_to_serve,
 };
-use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber};
+use guildnet_model::{Class, ClusterId, Networks, Secret, SiteNumber, via6};
 use guildnet_store::HeadscaleRecord;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::time::{self, sleep};
 use url::Url;
 
@@ -192,7 +192,14 @@ impl Server {
         site: Option<SiteNumber>,
         progress: &dyn Progress,
     ) -> Result<(), HostError> {
-        let allowed = routes_to_advertise(self.features().await?, routes, site);
+        let features = self.features().await?;
+        let own = PolicyInput { cluster: cluster.clone(), routes: routes.clone(), site };
+        let others = if features.via_grants {
+            vec![]
+        } else {
+            known_clusters(self.client.policy().await.explained()?.as_deref()).explained()?
+        };
+        let allowed = routes_to_serve(features, &own, &others);
         let end = time::Instant::now() + ROUTES_LIMIT;
         loop {
             let nodes = self.nodes().await?;
@@ -204,7 +211,7 @@ impl Server {
                 }
             }
             let online: Vec<&Node> = routers.into_iter().filter(|r| r.online).collect();
-            let missing = lacking(&online, routes, &allowed);
+            let missing = lacking(&online, routes, site, &allowed);
             if missing.is_empty() && !online.is_empty() {
                 let names: Vec<&str> = online.iter().map(|r| r.name.as_str()).collect();
                 progress.step(Some(cluster), &format!("{routes} served by {}", names.join(", ")));
@@ -243,13 +250,14 @@ fn current_site(want: &Wanted, namespace: u64) -> Option<SiteNumber> {
 }
 
 /// Networks that no router has approved, in either form.
-fn lacking(routers: &[&Node], routes: &Networks, allowed: &[IpNet]) -> Vec<String> {
-    // `allowed` holds the plain networks and, where they are needed, their 4via6 forms in the same order.
-    let count = routes.as_slice().len();
-    let forms = |n: usize| allowed.iter().skip(n).step_by(count.max(1));
+fn lacking(routers: &[&Node], routes: &Networks, site: Option<SiteNumber>, allowed: &[IpNet]) -> Vec<String> {
     let approved =
         |net: &IpNet| routers.iter().any(|r| r.approved_routes.contains(net) && r.available_routes.contains(net));
-    (0..count).filter(|n| !forms(*n).any(approved)).map(|n| routes.as_slice()[n].to_string()).collect()
+    let served = |net: &Ipv4Net| {
+        let forms = [Some(IpNet::V4(*net)), site.map(|site| IpNet::V6(via6::prefix(site, *net)))];
+        forms.iter().flatten().any(|form| allowed.contains(form) && approved(form))
+    };
+    routes.as_slice().iter().filter(|net| !served(net)).map(ToString::to_string).collect()
 }
 
 fn not_served(cluster: &ClusterId, online: &[&Node], missing: &[String]) -> HostError {
@@ -314,10 +322,11 @@ mod tests {
     fn a_network_is_served_in_its_plain_or_in_its_4via6_form() {
         let routes: Networks = "10.96.0.0/16,10.244.0.0/16".parse().expect("networks");
         let site: SiteNumber = "7".parse().expect("a site");
-        let allowed = routes_to_advertise(ServerFeatures::BEFORE_029, &routes, Some(site));
-        let missing = |approved: &[&str]| lacking(&[&node(approved)], &routes, &allowed);
+        let own = PolicyInput { cluster: "a".parse().expect("an id"), routes: routes.clone(), site: Some(site) };
+        let allowed = routes_to_serve(ServerFeatures::BEFORE_029, &own, &[]);
+        let missing = |approved: &[&str]| lacking(&[&node(approved)], &routes, Some(site), &allowed);
         assert_eq!(missing(&["10.96.0.0/16", "fd7a:115c:a1e0:b1a:0:7:af4:0/112"]), Vec::<String>::new());
         assert_eq!(missing(&["10.96.0.0/16"]), ["10.244.0.0/16"]);
-        assert_eq!(lacking(&[], &routes, &allowed).len(), 2);
+        assert_eq!(lacking(&[], &routes, Some(site), &allowed).len(), 2);
     }
 }

@@ -391,6 +391,17 @@ fn routers_advertise_4via6_only_where_the_server_needs_it() {
     );
 }
 
+#[test]
+fn a_network_that_another_cluster_has_is_served_by_4via6_only_where_the_server_needs_it() {
+    let both = equal();
+    let texts = |server, beside: &[PolicyInput]| -> Vec<String> {
+        routes_to_serve(server, &both[0], beside).iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(texts(NEW, &both), ["10.96.0.0/16", "10.244.0.0/16"]);
+    assert_eq!(texts(OLD, &both), ["fd7a:115c:a1e0:b1a:0:7:a60:0/112", "fd7a:115c:a1e0:b1a:0:7:af4:0/112"]);
+    assert!(texts(OLD, &both[..1]).contains(&"10.96.0.0/16".to_owned()), "nobody shares it");
+}
+
 /// First and second octet, prefix length.
 type AnyNets = Vec<(u8, u8, u8)>;
 
