@@ -2,7 +2,7 @@
 //! replaced. The clusters are those of the store, those that the server's policy knows, and those that are named.
 
 use guildnet_headscale::{
-    PolicyError, PolicyInput, PolicyPlan, PolicyVerdict, ServerVersion, known_clusters, overlaps, same_policy,
+    CutOff, PolicyError, PolicyInput, PolicyPlan, PolicyVerdict, ServerVersion, known_clusters, overlaps, same_policy,
 };
 use guildnet_model::{Class, ClusterId, Explain as _, Networks, SiteNumber};
 use serde::Serialize;
@@ -12,7 +12,7 @@ pub use crate::server::Consent;
 use crate::{
     HostError, Progress, Settings,
     error::Explained as _,
-    server::{Desk, Server, seconds},
+    server::{Desk, Server, refusal, seconds},
     up::Known,
     verify::{self, CheckReport, ClusterReport, Outcome, Report},
 };
@@ -223,23 +223,21 @@ pub async fn policy_compiled(
     match work.desk.plan(&work.clusters, consent)? {
         PolicyPlan::Unchanged { .. } => Ok(work.desk.held.document.unwrap_or_default()),
         PolicyPlan::Apply { cuts_off, .. } if !cuts_off.is_empty() && !consent.cut_off_others => {
-            Err(cuts_off_error(&cuts_off))
+            Err(cuts_off_error(&work, consent, &cuts_off))
         }
         PolicyPlan::Apply { document, .. } => Ok(document),
-        PolicyPlan::Foreign { what, usurped, .. } => Err(foreign_error(what, usurped)),
+        PolicyPlan::Foreign { what, usurped, .. } => Err(foreign_error(&work, consent, what, usurped)),
     }
 }
 
-fn cuts_off_error(cuts_off: &[guildnet_headscale::CutOff]) -> HostError {
-    HostError::explained(&PolicyError::CutsOff { nodes: cuts_off.iter().map(ToString::to_string).collect() })
+fn cuts_off_error(work: &Work, consent: Consent, cuts_off: &[CutOff]) -> HostError {
+    let nodes = cuts_off.iter().map(ToString::to_string).collect();
+    refusal(&PolicyError::CutsOff { nodes }.into(), &consent.request(&work.clusters))
 }
 
-fn foreign_error(what: Vec<String>, usurped: Vec<String>) -> HostError {
-    HostError::explained(&if usurped.is_empty() {
-        PolicyError::Foreign { what }
-    } else {
-        PolicyError::Usurped { what: usurped }
-    })
+fn foreign_error(work: &Work, consent: Consent, what: Vec<String>, usurped: Vec<String>) -> HostError {
+    let why = if usurped.is_empty() { PolicyError::Foreign { what } } else { PolicyError::Usurped { what: usurped } };
+    refusal(&why.into(), &consent.request(&work.clusters))
 }
 
 /// What `policy apply` would change.
@@ -256,11 +254,11 @@ pub async fn policy_diff(
     Ok(match work.desk.plan(&work.clusters, consent)? {
         PolicyPlan::Unchanged { .. } => PolicyDiff { lines: String::new(), refusal: None },
         PolicyPlan::Foreign { what, usurped, diff } => {
-            PolicyDiff { lines: diff, refusal: Some(foreign_error(what, usurped)) }
+            PolicyDiff { lines: diff, refusal: Some(foreign_error(&work, consent, what, usurped)) }
         }
         PolicyPlan::Apply { diff, cuts_off, .. } => {
             let refused = !cuts_off.is_empty() && !consent.cut_off_others;
-            PolicyDiff { lines: diff, refusal: refused.then(|| cuts_off_error(&cuts_off)) }
+            PolicyDiff { lines: diff, refusal: refused.then(|| cuts_off_error(&work, consent, &cuts_off)) }
         }
     })
 }

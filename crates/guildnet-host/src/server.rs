@@ -22,7 +22,7 @@ use tokio::time::{self, sleep};
 use url::Url;
 
 pub use self::policy::Consent;
-pub(crate) use self::policy::{Desk, seconds};
+pub(crate) use self::policy::{Desk, refusal, seconds};
 use crate::{HostError, Progress, Settings, error::Explained as _};
 
 /// How long routers whose pods are ready may take until the server lists them online with their routes.

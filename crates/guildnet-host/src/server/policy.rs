@@ -126,7 +126,7 @@ impl Server {
         request: &PolicyRequest<'_>,
         what: &str,
     ) -> Result<PolicyApplied, HostError> {
-        let explain = |why: HeadscaleError| by_hand(&why, request);
+        let explain = |why: HeadscaleError| refusal(&why, request);
         let mut writing = PolicyWriting::new(&self.client, features, request);
         while let Some(change) = writing.due().await.map_err(explain)? {
             self.kept(what, &change, async |c| writing.write(c).await.map_err(explain)).await?;
@@ -254,9 +254,9 @@ pub(crate) fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// Names these clusters in the commands that a hint gives: they may not be stored yet. For a policy that can't be written
+/// The error, with these clusters named in the commands of its hint: they may not be stored yet. For a policy that can't be written
 /// from here: the command that prints the whole document, for whoever can put it there.
-fn by_hand(why: &HeadscaleError, request: &PolicyRequest<'_>) -> HostError {
+pub(crate) fn refusal(why: &HeadscaleError, request: &PolicyRequest<'_>) -> HostError {
     let error = HostError::explained(why);
     let mut named = String::new();
     for cluster in request.clusters {
@@ -336,7 +336,7 @@ mod tests {
         }];
         let request = Consent { merge: true, cut_off_others: false }.request(&clusters);
         let url = "https://hs:8443".parse().expect("a URL");
-        let said = by_hand(&HeadscaleError::PolicyReadOnly { url }, &request);
+        let said = refusal(&HeadscaleError::PolicyReadOnly { url }, &request);
         assert_eq!(said.class(), Class::Precondition);
         let hint = said.hint().expect("a hint");
         assert!(
@@ -347,7 +347,7 @@ mod tests {
         );
         assert!(hint.contains("policy.path") && hint.contains("reload"), "{hint}");
         let foreign = HeadscaleError::Policy(PolicyError::Foreign { what: vec!["groups".into()] });
-        let hint = by_hand(&foreign, &request).hint().expect("a hint");
+        let hint = refusal(&foreign, &request).hint().expect("a hint");
         assert!(hint.contains("policy diff --merge --cluster a=10.96.0.0/16,10.244.0.0/16@7; "), "{hint}");
     }
 }
