@@ -185,7 +185,7 @@ impl Fleet {
     /// The store can't be read, or what it holds can't be used.
     pub(crate) async fn server(&self) -> Result<Option<Server>, HostError> {
         if let Some(known) = self.store.headscale().await.explained()? {
-            return Server::new(&known.url, known.api_key, known.ca_pem.as_deref()).map(Some);
+            return Server::of(&known).map(Some);
         }
         let first = self.members().values().next().map(|m| (m.record.login_server.clone(), m.record.ca_pem.clone()));
         first.map(|(url, ca)| Server::new(&url, None, ca.as_deref())).transpose()

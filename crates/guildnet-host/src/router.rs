@@ -114,7 +114,8 @@ impl Sources {
     /// The login server, with the API key if it is the one that the key is of.
     fn server(&self, settings: &Settings, known: &Known) -> Result<Server, HostError> {
         let api_key = known.headscale(settings).filter(|h| h.url == self.login_server).and_then(|h| h.api_key);
-        Server::new(&self.login_server, api_key, self.ca_pem.as_deref())
+        let server = Server::new(&self.login_server, api_key, self.ca_pem.as_deref())?;
+        Ok(server.with_history(settings))
     }
 
     /// Makes a new key if the server does not take the one that is held, or not for long: ended, removed with its namespace, or

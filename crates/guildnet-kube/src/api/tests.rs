@@ -1,3 +1,5 @@
+//! The client against a small API server on loopback: what it asks, trusts and says.
+
 use guildnet_model::{Class, DialError, Explain as _};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a cluster says about itself, asked over the wire.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Kubeconfig files: what is read, and what is refused.
+
 use base64::engine::{Engine as _, general_purpose::STANDARD};
 use guildnet_model::{Class, Explain as _};
 

@@ -1,3 +1,5 @@
+//! The judgement over a cluster's objects; nothing is asked.
+
 use serde_json::{Value, json};
 
 use super::*;

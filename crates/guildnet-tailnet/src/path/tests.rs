@@ -1,3 +1,5 @@
+//! The path chooser with time as an argument.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Which peer an address leads to, and which routes are ignored.
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use guildnet_model::NodeInfo;

@@ -1,3 +1,5 @@
+//! Applying and removing the router on an API server that keeps what it is given.
+
 use std::{collections::BTreeMap, sync::Mutex};
 
 use guildnet_model::{BoxFuture, Class, DialError, Dialer, Explain as _, Io, Secret as Sealed, Target};

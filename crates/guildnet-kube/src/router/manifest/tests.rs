@@ -1,3 +1,5 @@
+//! The router's manifests as text, and their equality with what `deploy/` holds.
+
 use super::*;
 use guildnet_model::Secret as Sealed;
 

@@ -1,3 +1,5 @@
+//! What a roll-out is judged to be, from observed pods, events and logs.
+
 use guildnet_model::{Class, Explain as _};
 use serde_json::{Value, json};
 
