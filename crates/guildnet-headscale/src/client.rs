@@ -269,6 +269,10 @@ impl Headscale {
         let said = wire::refusal(&answer.body);
         match (status, said) {
             (StatusCode::UNAUTHORIZED, _) => HeadscaleError::Unauthorized { url },
+            // 0.26 answers so to a key that is not in its database (`httpAuthenticationMiddleware` in hscontrol/app.go).
+            (StatusCode::INTERNAL_SERVER_ERROR, None) if answer.body == b"Unauthorized" => {
+                HeadscaleError::Unauthorized { url }
+            }
             (StatusCode::FORBIDDEN, _) => HeadscaleError::Forbidden { url, what: what.into() },
             (StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT, None) => {
                 HeadscaleError::Unreachable { url, why: format!("what stands in front of it answers {status}") }

@@ -17,6 +17,7 @@ mod ours;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::BTreeMap;
 

@@ -10,6 +10,7 @@ use super::{
     Policy, PolicyError, PolicyInput, hujson,
     others::overlap,
     ours::{self, End, is_our_rule, is_our_tag, texts},
+    words,
 };
 
 /// The document's members that are looked into. Headscale matches names without regard to case.
@@ -52,14 +53,7 @@ impl Document {
 
     /// What is foreign, in words.
     pub(super) fn foreign_in_words(&self) -> Vec<String> {
-        self.foreign
-            .iter()
-            .map(|(name, value)| match value {
-                Value::Array(list) if list.len() == 1 => format!("1 entry in {name}"),
-                Value::Array(list) => format!("{} entries in {name}", list.len()),
-                _ => name.clone(),
-            })
-            .collect()
+        self.foreign.iter().map(|(name, value)| words::member(name, value)).collect()
     }
 
     /// Foreign rules by which a node tagged as ours may reach a node or a network of ours, as JSON.
@@ -72,7 +66,8 @@ impl Document {
         rules.filter(reach).map(ToString::to_string).collect()
     }
 
-    /// The document that holds this policy in place of what is ours now, beside what is foreign and `more` of it.
+    /// The document that holds this policy in place of what is ours now, beside what is foreign and `more` of it. What
+    /// stays keeps its place: rules add up in any order, and a person reads what has changed.
     pub(super) fn with(&self, policy: &Policy, more: Option<Value>) -> Value {
         let ours = serde_json::to_value(policy).expect("text keys and lists of text have a JSON form");
         let mut merged = Value::Object(self.foreign.clone());
@@ -80,7 +75,7 @@ impl Document {
             add(&mut merged, more);
         }
         add(&mut merged, ours);
-        merged
+        in_order_of(&self.whole, merged)
     }
 }
 
@@ -92,6 +87,30 @@ impl Document {
 pub fn same_policy(one: Option<&str>, other: Option<&str>) -> Result<bool, PolicyError> {
     let read = |text: Option<&str>| Document::read(text.unwrap_or_default());
     Ok(read(one)?.whole == read(other)?.whole)
+}
+
+/// The lists of `wanted` with the entries that `held` has too in its order, the new ones behind them.
+fn in_order_of(held: &Value, wanted: Value) -> Value {
+    match (held, wanted) {
+        (Value::Object(held), Value::Object(wanted)) => {
+            let ordered = |(name, value): (String, Value)| match held.get(&name) {
+                Some(there) => (name, in_order_of(there, value)),
+                None => (name, value),
+            };
+            Value::Object(wanted.into_iter().map(ordered).collect())
+        }
+        (Value::Array(held), Value::Array(mut wanted)) => {
+            let mut ordered = Vec::with_capacity(wanted.len());
+            for entry in held {
+                if let Some(at) = wanted.iter().position(|w| w == entry) {
+                    ordered.push(wanted.remove(at));
+                }
+            }
+            ordered.append(&mut wanted);
+            Value::Array(ordered)
+        }
+        (_, wanted) => wanted,
+    }
 }
 
 /// Adds to a document: objects member by member, lists behind what is there.

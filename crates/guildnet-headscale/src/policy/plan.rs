@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     CutOff, PolicyError, PolicyInput, compile_beside, diff,
     document::{Document, add},
-    others,
+    others, words,
 };
 use crate::{Node, ServerFeatures};
 
@@ -171,7 +171,7 @@ pub fn judge(
     let unknown: Vec<&str> =
         clusters.iter().filter(|c| !known.contains(&c.cluster)).map(|c| c.cluster.as_str()).collect();
     let how = match unknown.as_slice() {
-        [] => in_a_line(&diff::lines(&pretty(&held.whole), &pretty(&wanted))),
+        [] => words::difference(&held.whole, &wanted),
         some => format!("it does not know {}", some.join(", ")),
     };
     Ok(PolicyVerdict::Differs { how })
@@ -193,23 +193,6 @@ fn pretty(document: &Value) -> String {
         return String::new();
     }
     serde_json::to_string_pretty(document).expect("a JSON value has a JSON form")
-}
-
-/// How many lines are missing and superfluous, and the first of them.
-fn in_a_line(diff: &str) -> String {
-    let count = |sign| diff.lines().filter(|l| l.starts_with(sign)).count();
-    let first = |sign: char| {
-        let worth = |l: &&str| l.starts_with(sign) && l.chars().any(char::is_alphanumeric);
-        diff.lines().find(worth).map(|l| l[1..].trim().trim_end_matches(',').to_owned()).unwrap_or_default()
-    };
-    let part = |n: usize, what: &str, line: String| match n {
-        0 => None,
-        1 => Some(format!("1 line {what}: {line}")),
-        _ => Some(format!("{n} lines {what}, first {line}")),
-    };
-    let parts = [part(count('+'), "missing", first('+')), part(count('-'), "too much", first('-'))];
-    let said: Vec<String> = parts.into_iter().flatten().collect();
-    if said.is_empty() { diff.trim().to_owned() } else { said.join("; ") }
 }
 
 /// The document with `tests` for the tags that have nodes: a client reaches its own routers, and neither the routers nor

@@ -110,7 +110,9 @@ fn an_id_that_is_used_again_has_nothing_of_the_cluster_that_had_it() {
         // Its namespace was made anew: another number, and other networks.
         let again = [input("a", "10.50.0.0/16", 9)];
         let document = carried_out(Some(&left), &asked(&again), server);
-        assert_eq!(document, carried_out(None, &asked(&[again[0].clone(), equal()[1].clone()]), server));
+        // The same as if nothing had been there, but for the order.
+        let anew = plan(Some(&document), &asked(&[again[0].clone(), equal()[1].clone()]), server);
+        assert!(matches!(anew, Ok(PolicyPlan::Unchanged { .. })), "{anew:?}");
         let known = known_clusters(Some(&document)).expect("clusters");
         assert_eq!(known[0].routes, again[0].routes);
         assert_eq!(known[0].site, again[0].site.filter(|_| !server.via_grants));
@@ -272,7 +274,13 @@ fn foreign_rules_stop_the_plan_unless_they_are_to_be_kept() {
     let Ok(PolicyPlan::Foreign { what, diff, .. }) = plan(Some(FOREIGN), &asked(&equal()), NEW) else {
         panic!("not foreign")
     };
-    assert_eq!(what, ["1 entry in acls", "autoApprovers", "groups", "tagOwners"]);
+    let named = [
+        "acls: group:admin -> *:*",
+        "autoApprovers: exitNode, routes",
+        "groups: group:admin",
+        "tagOwners: tag:printer",
+    ];
+    assert_eq!(what, named);
     assert!(diff.contains("+") && diff.contains("tag:gn-a-client"), "{diff}");
     assert_eq!(PolicyError::Foreign { what }.class(), Class::Conflict);
 }
@@ -290,9 +298,14 @@ fn foreign_rules_are_kept_when_merged_and_a_second_run_changes_nothing() {
         json!(["group:admin", "tag:gn-a-router", "tag:gn-b-router"])
     );
     assert_eq!(value["acls"][0]["src"], json!(["group:admin"]));
-    for merge in [true, false] {
-        let again = plan(Some(&merged), &PolicyRequest { merge, ..request }, NEW);
-        assert!(matches!(again, Ok(PolicyPlan::Unchanged { .. })), "{again:?}");
+    // Nor does it matter where theirs stands.
+    let mut turned: Value = value.clone();
+    turned["grants"].as_array_mut().expect("rules").reverse();
+    for document in [&merged, &turned.to_string()] {
+        for merge in [true, false] {
+            let again = plan(Some(document), &PolicyRequest { merge, ..request }, NEW);
+            assert!(matches!(again, Ok(PolicyPlan::Unchanged { .. })), "{again:?}");
+        }
     }
     assert!(
         matches!(judge(Some(&merged), &clusters, NEW, &[]), Ok(PolicyVerdict::Isolates { clusters: 2, foreign }) if foreign.len() == 4)
@@ -330,6 +343,22 @@ fn foreign_rules_that_open_clusters_to_each_other_are_never_kept() {
 }
 
 #[test]
+fn a_repair_beside_a_rule_of_others_changes_nothing_of_theirs() {
+    let clusters = equal();
+    let mut held: Value = serde_json::from_str(&carried_out(None, &asked(&clusters), NEW)).expect("JSON");
+    let rules = held["grants"].as_array_mut().expect("rules");
+    let lost = rules.remove(0);
+    rules.push(json!({"src": ["tag:ops"], "dst": ["tag:ops"], "ip": ["*"]}));
+    let request = PolicyRequest { merge: true, ..asked(&clusters) };
+    let Ok(PolicyPlan::Apply { diff, document, .. }) = plan(Some(&held.to_string()), &request, NEW) else {
+        panic!("not applied")
+    };
+    assert!(diff.lines().all(|line| line.starts_with('+')), "{diff}");
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    assert_eq!(document["grants"].as_array().expect("rules").last(), Some(&lost));
+}
+
+#[test]
 fn a_policy_that_was_changed_behind_our_back_is_noticed() {
     let clusters = equal();
     let good = carried_out(None, &asked(&clusters), NEW);
@@ -338,7 +367,8 @@ fn a_policy_that_was_changed_behind_our_back_is_noticed() {
     let Ok(PolicyVerdict::Differs { how }) = judge(Some(&bad.to_string()), &clusters, NEW, &[]) else {
         panic!("not noticed")
     };
-    assert_eq!(how, "1 line missing: \"tag:gn-b-router\"; 1 line too much: \"tag:gn-a-router\"");
+    let rule = "grants: tag:gn-b-client -> 10.96.0.0/16, 10.244.0.0/16 via";
+    assert_eq!(how, format!("missing: {rule} tag:gn-b-router; too much: {rule} tag:gn-a-router"));
     let missing = carried_out(None, &asked(&clusters[..1]), NEW);
     assert_eq!(
         judge(Some(&missing), &clusters, NEW, &[]),
