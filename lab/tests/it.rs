@@ -17,8 +17,12 @@ mod keys;
 mod main_job;
 #[path = "it/managed.rs"]
 mod managed;
+#[path = "it/managed_faults.rs"]
+mod managed_faults;
 #[path = "it/networks.rs"]
 mod networks;
+#[path = "it/policy.rs"]
+mod policy;
 #[path = "it/smoke.rs"]
 mod smoke;
 #[path = "it/up_variants.rs"]

@@ -25,7 +25,7 @@ use std::{
 };
 
 use guildnet_headscale::managed as words;
-use guildnet_model::{Class, Explain as _};
+use guildnet_model::{Class, ClusterId, Explain as _};
 use guildnet_store::HeadscaleRecord;
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
@@ -43,7 +43,13 @@ use self::{
     folder::{Choices, Folder},
     plan::Plan,
 };
-use crate::{HostError, Progress, Settings, error::Explained as _, fleet, pki, server::Server, up::Known};
+use crate::{
+    ClusterUp, HostError, Progress, Settings,
+    error::Explained as _,
+    fleet, pki,
+    server::Server,
+    up::{Known, moved},
+};
 
 /// How long the supervisor may take to end: it gives Headscale 10 s.
 const DOWN_GRACE: Duration = Duration::from_secs(15);
@@ -66,27 +72,35 @@ impl fmt::Display for AddressChoice {
 pub struct ManagedUp {
     /// Where it is.
     pub url: Url,
-    /// Whether it is reached by another address than before: routers and connectors have to be told.
-    pub moved_from: Option<Url>,
+    /// The clusters whose connectors and routers have followed it there from its address before.
+    pub moved: Vec<ClusterId>,
 }
 
 /// Sees to it that this home's own Headscale runs as asked, and that the store knows it and has a key for it. May be
 /// repeated at any time; one that runs by another address, other ports or another program is started again.
 ///
 /// # Errors
-/// No program, no address, a port that is taken; it does not start; the clusters here use another Headscale.
+/// No program, no address, a port that is taken; it does not start; the clusters here use another Headscale; the routers of
+/// one do not follow it to another address.
 /// # Cancellation
 /// Dropping the future leaves what was done so far; the same call goes on from there.
 pub async fn headscale_up(settings: &Settings, progress: &dyn Progress) -> Result<ManagedUp, HostError> {
-    bring_up(settings, false, progress).await
+    let (url, moved) = bring_up(settings, false, progress).await?;
+    let mut clusters: Vec<ClusterUp> = moved.iter().map(|id| ClusterUp { id: id.clone(), outcome: Ok(()) }).collect();
+    moved::routers(settings, &moved, &mut clusters, progress).await?;
+    match clusters.into_iter().find_map(|cluster| cluster.outcome.err()) {
+        Some(why) => Err(why),
+        None => Ok(ManagedUp { url, moved }),
+    }
 }
 
-/// The same on the way of `guildnet up`, which then answers for it: `guildnet down` ends what this has started.
+/// The same on the way of `guildnet up`, which then answers for it: `guildnet down` ends what this has started. Returns where
+/// it is, and the clusters that log in at another address now, whose routers have yet to follow.
 pub(crate) async fn bring_up(
     settings: &Settings,
     for_up: bool,
     progress: &dyn Progress,
-) -> Result<ManagedUp, HostError> {
+) -> Result<(Url, Vec<ClusterId>), HostError> {
     let folder = Folder::of(settings)?;
     let before = folder.choices()?;
     let known = Known::read(settings).await?;
@@ -125,13 +139,11 @@ pub(crate) async fn bring_up(
     }
     let word = if start { "started" } else { "runs" };
     progress.step(None, &format!("managed Headscale {} {word} at {}", plan.build.version, plan.url()));
-    keep_record(settings, &folder, choices, &plan, known.headscale, progress).await?;
-    let moved_from = before.url.filter(|url| *url != plan.url());
-    if let Some(old) = &moved_from {
-        progress
-            .step(None, &format!("its address was {old} before: routers and connectors are moved by 'guildnet up'"));
+    let moved = keep_record(settings, &folder, choices, &plan, &known, progress).await?;
+    if let Some(old) = before.url.filter(|url| *url != plan.url()) {
+        progress.step(None, &format!("its address was {old} before: routers and connectors follow"));
     }
-    Ok(ManagedUp { url: plan.url(), moved_from })
+    Ok((plan.url(), moved))
 }
 
 /// The home folder that a Headscale's folder lies in, absolute.
@@ -171,17 +183,18 @@ fn wanted(named: Option<&Url>, ours: Option<&Url>, new_clusters: bool) -> bool {
     }
 }
 
-/// Keeps address, authority and an API key in the store. A key is made by Headscale's own command line, over its socket.
+/// Keeps address, authority and an API key in the store, and has the clusters here log in at the address; returns those that
+/// had another one. A key is made by Headscale's own command line, over its socket.
 async fn keep_record(
     settings: &Settings,
     folder: &Folder,
     mut choices: Choices,
     plan: &Plan,
-    known: Option<HeadscaleRecord>,
+    all: &Known,
     progress: &dyn Progress,
-) -> Result<(), HostError> {
+) -> Result<Vec<ClusterId>, HostError> {
     let ca_pem = folder.trusted()?;
-    let known = known.filter(|record| choices.url.as_ref() == Some(&record.url));
+    let known = all.headscale.as_ref().filter(|record| choices.url.as_ref() == Some(&record.url));
     let kept = known.as_ref().and_then(|record| record.api_key.clone());
     let now = Timestamp::now();
     let lasts = choices.api_key_ends.is_some_and(|ends| ends.duration_since(now) >= renew_time());
@@ -208,13 +221,20 @@ async fn keep_record(
         choices.api_key_ends = now.checked_add(KEY_LIVES).ok();
         Some(key)
     };
-    choices.url = Some(plan.url());
+    let old = choices.url.replace(plan.url()).filter(|old| *old != plan.url());
     let record = HeadscaleRecord { url: plan.url(), api_key, ca_pem };
-    if known.as_ref() != Some(&record) {
+    let mut moved = Vec::new();
+    if known != Some(&record) {
         let store = fleet::open_store(settings).await?;
-        let stored = store.put_headscale(&record).await.explained();
+        let kept = async {
+            if let Some(old) = &old {
+                moved = moved::records(&store, all, old, &record.url, record.ca_pem.as_deref()).await?;
+            }
+            store.put_headscale(&record).await.explained()
+        };
+        let kept = kept.await;
         store.close().await;
-        stored?;
+        kept?;
     }
     // Last: a run that ends before this one is repeated by the next, which makes another key.
     folder.set_choices(&choices)?;
@@ -226,7 +246,7 @@ async fn keep_record(
             tracing::warn!(%why, "the API key before this one could not be ended; it ends by itself");
         }
     }
-    Ok(())
+    Ok(moved)
 }
 
 fn renew_time() -> jiff::SignedDuration {
@@ -433,7 +453,7 @@ fn address_problem(started: Option<&Plan>, now: &Result<plan::Places, HostError>
     let started = started?;
     match now {
         Ok(now) if now.address != started.address => Some(format!(
-            "this machine's address was {} when it was started and is now {}: 'guildnet headscale up' gives it the new one, then 'guildnet up' moves routers and connectors",
+            "this machine's address was {} when it was started and is now {}: 'guildnet headscale up' gives it the new one, and routers and connectors follow",
             started.address, now.address
         )),
         Ok(_) => None,

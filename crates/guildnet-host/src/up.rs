@@ -115,7 +115,7 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
         port_is_free(settings)?;
     }
     let known = Known::read(settings).await?;
-    let (mut known, moved) = moved::follow(settings, known, !wanted.is_empty(), progress).await?;
+    let (mut known, mut moved) = moved::follow(settings, known, !wanted.is_empty(), progress).await?;
     if wanted.is_empty() && known.records.is_empty() {
         return Err(HostError::new(Class::Usage, "no cluster was named, and none is known from before")
             .with_hint("guildnet up --cluster ID=KUBECONFIG"));
@@ -124,7 +124,7 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     let files = at_hand::files(wanted.iter().map(|w| &w.id))?;
     let mut settings = settings.clone();
     if files.is_empty() && managed::is_wanted(&settings, &known, !wanted.is_empty())? {
-        managed::bring_up(&settings, true, progress).await?;
+        moved.extend(managed::bring_up(&settings, true, progress).await?.1);
         known = Known::read(&settings).await?;
         if settings.headscale_url.is_none() {
             // A key or an authority that is set without a server belongs to another one.
@@ -134,11 +134,8 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
     let settings = &settings;
     let deps = Deps::real()?;
     let mut outcomes: Vec<ClusterUp> = Vec::new();
-    if wanted.is_empty() {
-        let connected = known.records.iter().filter(|r| !r.disconnected);
-        outcomes.extend(connected.map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
-        moved::routers(settings, &moved, &mut outcomes, progress).await?;
-    } else {
+    let named: Vec<ClusterId> = wanted.iter().map(|w| w.id.clone()).collect();
+    if !wanted.is_empty() {
         let headscale = known.headscale(settings);
         let headscale = headscale.map_or_else(|| at_hand::server(&files), |h| Ok(Some(h)))?.ok_or_else(no_server)?;
         let server = Server::of(&headscale)?.with_history(settings);
@@ -155,6 +152,12 @@ pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress
         });
         close(inspected).await;
     }
+    // The others are served as they are; where the server has moved, their routers follow it.
+    let connected = known.records.iter().filter(|r| !r.disconnected && !named.contains(&r.id));
+    let others = connected.filter(|r| named.is_empty() || moved.contains(&r.id));
+    outcomes.extend(others.map(|r| ClusterUp { id: r.id.clone(), outcome: Ok(()) }));
+    moved.retain(|id| !named.contains(id));
+    moved::routers(settings, &moved, &mut outcomes, progress).await?;
     outcomes.sort_by(|x, y| x.id.cmp(&y.id));
     let mut report = UpReport { clusters: outcomes, host: None, verify: None };
     if !report.clusters.is_empty() && report.clusters.iter().all(|c| c.outcome.is_err()) {

@@ -318,36 +318,53 @@ fn a_headscale_restored_from_an_old_backup_is_mended_by_up() {
     }
 }
 
+/// Another address of this machine on the lab's bridge, until it is dropped.
+pub(crate) struct Address {
+    pub(crate) ip: String,
+    bridge: String,
+}
+
+impl Address {
+    pub(crate) fn of(fleet: &Fleet) -> Self {
+        let plan = fleet.lab.plan();
+        let (ip, bridge) = (plan.spare_address().to_string(), plan.bridge_name());
+        let mut add = Command::new("ip");
+        add.args(["addr", "add", &format!("{ip}/32"), "dev", &bridge]);
+        finish(add, b"", Duration::from_secs(5)).ok();
+        Self { ip, bridge }
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        let remove = format!("{}/32", self.ip);
+        let _gone = Command::new("ip").args(["addr", "del", &remove, "dev", &self.bridge]).status();
+    }
+}
+
 /// Headscale at a second address, as if its machine had another one.
 struct SecondAddress {
-    address: String,
-    bridge: String,
+    address: Address,
     relay: Child,
 }
 
 impl SecondAddress {
     fn of(fleet: &Fleet) -> Self {
-        let plan = fleet.lab.plan();
-        let (address, bridge) = (plan.spare_address().to_string(), plan.bridge_name());
-        let mut add = Command::new("ip");
-        add.args(["addr", "add", &format!("{address}/32"), "dev", &bridge]);
-        finish(add, b"", Duration::from_secs(5)).ok();
-        let listen = format!("TCP-LISTEN:8443,bind={address},fork,reuseaddr");
-        let to = format!("TCP:{}:8443", plan.host_address());
+        let address = Address::of(fleet);
+        let listen = format!("TCP-LISTEN:8443,bind={},fork,reuseaddr", address.ip);
+        let to = format!("TCP:{}:8443", fleet.lab.plan().host_address());
         let relay = Command::new("socat").args([&listen, &to]).spawn().expect("socat runs");
-        Self { address, bridge, relay }
+        Self { address, relay }
     }
 
     fn url(&self) -> String {
-        format!("https://{}:8443", self.address)
+        format!("https://{}:8443", self.address.ip)
     }
 }
 
 impl Drop for SecondAddress {
     fn drop(&mut self) {
         let _ended = self.relay.kill().and_then(|()| self.relay.wait());
-        let remove = format!("{}/32", self.address);
-        let _gone = Command::new("ip").args(["addr", "del", &remove, "dev", &self.bridge]).status();
     }
 }
 
@@ -367,7 +384,7 @@ fn a_headscale_at_another_address_is_followed_by_one_command() {
         fleet.run(&["up", "--no-verify", "--headscale-url", "https://127.0.0.1:9"]).refused(5, &["127.0.0.1:9"]);
         fleet.run(&["up", "--no-verify", "--headscale-url", &second.url()]).ok();
         let list = fleet.run(&["cluster", "list", "-o", "json"]).ok();
-        assert!(list.contains(&second.address) && !list.contains(url.trim()), "{list}");
+        assert!(list.contains(&second.address.ip) && !list.contains(url.trim()), "{list}");
         for cluster in CLUSTERS {
             let set = fleet.kubectl(cluster, &["-n", "guildnet-system", "get", "daemonset", "-o", "yaml"]).ok();
             assert!(set.contains(&second.url()), "{set}");

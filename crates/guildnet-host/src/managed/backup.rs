@@ -103,11 +103,10 @@ fn with_ending(file: &Path, ending: &str) -> PathBuf {
 fn pack(folder: &Path, database: &Path, to: &Path) -> io::Result<u64> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     let mut archive = tar::Builder::new(io::BufWriter::new(file));
-    archive.mode(tar::HeaderMode::Deterministic);
-    archive.append_file(DATABASE_FILE, &mut File::open(database)?)?;
+    append(&mut archive, DATABASE_FILE, &File::open(database)?)?;
     for name in KEPT {
         match File::open(folder.join(name)) {
-            Ok(mut file) => archive.append_file(name, &mut file)?,
+            Ok(file) => append(&mut archive, name, &file)?,
             // Not made yet, for example before its first start was complete.
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
             Err(why) => return Err(why),
@@ -116,6 +115,14 @@ fn pack(folder: &Path, database: &Path, to: &Path) -> io::Result<u64> {
     let file = archive.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok(file.metadata()?.len())
+}
+
+/// Adds a file, to be unpacked as its owner's only.
+fn append(archive: &mut tar::Builder<impl io::Write>, name: &str, file: &File) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(&file.metadata()?, tar::HeaderMode::Deterministic);
+    header.set_mode(0o600);
+    archive.append_data(&mut header, name, file)
 }
 
 #[cfg(test)]
@@ -151,6 +158,7 @@ mod tests {
         let mut archive = tar::Archive::new(File::open(&made.file).expect("opened"));
         for entry in archive.entries().expect("entries") {
             let mut entry = entry.expect("an entry");
+            assert_eq!(entry.header().mode().expect("a mode"), 0o600);
             let name = entry.path().expect("a name").display().to_string();
             let mut begin = [0; 5];
             entry.read_exact(&mut begin).expect("content");

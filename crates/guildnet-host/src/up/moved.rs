@@ -1,6 +1,7 @@
-//! The Headscale server at another address: records, connectors and routers follow it, with one `up --headscale-url`.
+//! The Headscale server at another address: records, connectors and routers follow it, with one `up --headscale-url`, or
+//! with none where it is this home's own.
 //!
-//! That it is the same server is told by its own key, which it shows at every address and which is kept from earlier runs. Only
+//! Of a server of others, that it is the same server is told by its own key, which it shows at every address and which is kept from earlier runs. Only
 //! then is the kept API key used there: an address alone is not trusted with it.
 
 use futures_util::future::join_all;
@@ -78,21 +79,36 @@ async fn follow_to(
         other => return Err(not_the_same(other, new, &old.url)),
     }
     let api_key = settings.api_key.clone().or_else(|| old.api_key.clone());
+    let moved = records(store, known, &old.url, new, settings.headscale_ca.as_deref()).await?;
+    // Last: what broke off before is found again by the same command.
+    let record = HeadscaleRecord { url: new.clone(), api_key, ca_pem };
+    store.put_headscale(&record).await.explained()?;
+    store.put_server_key(&told).await.explained()?;
+    Ok(moved)
+}
+
+/// Has the clusters that log in at `old` log in at `new`, with `ca_pem` if that is another authority; returns which.
+///
+/// # Errors
+/// The store can't be written; those before the failing one are changed.
+pub(crate) async fn records(
+    store: &Store,
+    known: &Known,
+    old: &Url,
+    new: &Url,
+    ca_pem: Option<&str>,
+) -> Result<Vec<ClusterId>, HostError> {
     let mut moved = Vec::new();
-    for record in known.records.iter().filter(|r| r.login_server == old.url) {
+    for record in known.records.iter().filter(|r| r.login_server == *old) {
         let record = ClusterRecord {
             login_server: new.clone(),
-            ca_pem: settings.headscale_ca.clone().or_else(|| record.ca_pem.clone()),
+            ca_pem: ca_pem.map(str::to_owned).or_else(|| record.ca_pem.clone()),
             updated: Timestamp::now(),
             ..record.clone()
         };
         store.replace(&record).await.explained_of(&record.id)?;
         moved.push(record.id);
     }
-    // Last: what broke off before is found again by the same command.
-    let record = HeadscaleRecord { url: new.clone(), api_key, ca_pem };
-    store.put_headscale(&record).await.explained()?;
-    store.put_server_key(&told).await.explained()?;
     Ok(moved)
 }
 
@@ -121,11 +137,12 @@ pub(crate) async fn remember(store: &Store, server: &Server) {
     }
 }
 
-/// Has the routers of moved clusters log in at the new address.
+/// Has the routers of moved clusters log in at the new address. Of `clusters`, those count whose outcome is good until here; a
+/// router that does not follow is its cluster's failure.
 ///
 /// # Errors
 /// The Host App does not answer.
-pub(super) async fn routers(
+pub(crate) async fn routers(
     settings: &Settings,
     moved: &[ClusterId],
     clusters: &mut [ClusterUp],

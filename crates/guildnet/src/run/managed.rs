@@ -21,7 +21,7 @@ pub(super) async fn up(args: ManagedUp, context: &Context) -> Result<(), Failure
         return print_unit(whose, &settings);
     }
     let up = guildnet_host::headscale_up(&settings, &context.talk).await?;
-    let next = if up.moved_from.is_some() { "guildnet up" } else { "guildnet up --cluster ID=KUBECONFIG" };
+    let next = if !up.moved.is_empty() { "guildnet verify" } else { "guildnet up --cluster ID=KUBECONFIG" };
     context.talk.say(&format!("Next:\n  {next}\n  guildnet headscale status\n  guildnet headscale backup"));
     Ok(())
 }
