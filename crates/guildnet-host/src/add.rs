@@ -107,13 +107,8 @@ impl ClusterInfo {
     }
 }
 
-/// Adds a cluster: its connector must be admitted by the server before it is stored. Needs neither an API key (with the
-/// namespace's file) nor a direct way to the cluster.
-///
-/// # Errors
-/// Wrong input; the id is taken (without `replace`); the server refuses the key; the API server is reached and is not the
-/// one that the kubeconfig means. Nothing is stored then.
-pub async fn cluster_add(
+/// See [`crate::cluster_add`].
+pub(crate) async fn cluster_add(
     settings: &Settings,
     request: AddRequest,
     progress: &dyn Progress,
@@ -368,19 +363,13 @@ async fn look_through(actor: &ClusterActor, record: &mut ClusterRecord, progress
     progress.step(Some(&record.id), "API server reached through the connector");
 }
 
-/// All clusters of the store, by id. Makes nothing.
-///
-/// # Errors
-/// The store can't be read.
-pub async fn cluster_list(settings: &Settings) -> Result<Vec<ClusterInfo>, HostError> {
+/// See [`crate::cluster_list`].
+pub(crate) async fn cluster_list(settings: &Settings) -> Result<Vec<ClusterInfo>, HostError> {
     Ok(Known::read(settings).await?.records.iter().map(ClusterInfo::of).collect())
 }
 
-/// One cluster of the store.
-///
-/// # Errors
-/// There is none of that id; the store can't be read.
-pub async fn cluster_show(settings: &Settings, id: &ClusterId) -> Result<ClusterInfo, HostError> {
+/// See [`crate::cluster_show`].
+pub(crate) async fn cluster_show(settings: &Settings, id: &ClusterId) -> Result<ClusterInfo, HostError> {
     let known = Known::read(settings).await?;
     known.record(id).map(ClusterInfo::of).ok_or_else(|| unknown(id, &known))
 }

@@ -15,12 +15,8 @@ pub struct ConnectionChange {
     pub served: bool,
 }
 
-/// Connects a known cluster, or disconnects it and keeps its record. A running Host App follows at once; another one does
-/// when it starts.
-///
-/// # Errors
-/// There is no cluster of that id; the store can't be written; the Host App does not answer.
-pub async fn cluster_connect(
+/// See [`crate::cluster_connect`].
+pub(crate) async fn cluster_connect(
     settings: &Settings,
     id: &ClusterId,
     connect: bool,

@@ -123,11 +123,8 @@ impl Drain {
     }
 }
 
-/// `guildnet serve`: runs the Host App in the foreground until SIGTERM or SIGINT.
-///
-/// # Errors
-/// It could not start; see [`Host::build`].
-pub async fn serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
+/// See [`crate::serve`].
+pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
     let signal =
         |kind| unix::signal(kind).map_err(|why| HostError::new(Class::Failed, format!("no signal handler: {why}")));
     // Before anything is open: a signal that comes early must not leave files behind.

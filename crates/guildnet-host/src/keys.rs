@@ -120,11 +120,8 @@ fn state(created: Option<Timestamp>, expires: Option<Timestamp>, spent: bool, no
     }
 }
 
-/// The keys of these clusters' namespaces, of all that are known here if none is named, and the API key.
-///
-/// # Errors
-/// No Headscale server or no API key is known; the server does not answer, or refuses.
-pub async fn keys_list(settings: &Settings, clusters: &[ClusterId]) -> Result<Vec<KeyInfo>, HostError> {
+/// See [`crate::keys_list`].
+pub(crate) async fn keys_list(settings: &Settings, clusters: &[ClusterId]) -> Result<Vec<KeyInfo>, HostError> {
     let known = Known::read(settings).await?;
     let server = known.server(settings)?.ok_or_else(|| {
         HostError::new(Class::Usage, "no Headscale server is known")

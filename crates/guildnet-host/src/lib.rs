@@ -25,6 +25,7 @@ mod keys;
 mod managed;
 mod namespace;
 mod networks;
+mod operations;
 mod overlap;
 mod pki;
 mod policy;
@@ -40,27 +41,23 @@ mod status;
 mod up;
 pub mod verify;
 
-pub use add::{AddRequest, ClusterInfo, cluster_add, cluster_list, cluster_show};
+pub use add::{AddRequest, ClusterInfo};
 pub use certs::regen_certs;
-pub use connect::{ConnectionChange, cluster_connect};
+pub use connect::ConnectionChange;
 pub use contexts::contexts;
 pub use error::HostError;
-pub use host::{Deps, Drain, Host, HostConfig, serve};
-pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse, keys_list};
+pub use host::{Deps, Drain, Host, HostConfig};
+pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse};
 pub use managed::{
-    AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan,
-    headscale_backup, headscale_down, headscale_serve, headscale_status, headscale_up, unit,
+    AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan, unit,
 };
-pub use namespace::{NamespaceReport, namespace_and_keys};
-pub use policy::{
-    Consent, PolicyCluster, PolicyClusterShown, PolicyDiff, PolicyDone, PolicyShown, ReplacedShown, policy_apply,
-    policy_check, policy_compiled, policy_diff, policy_rollback, policy_show,
-};
+pub use namespace::NamespaceReport;
+pub use operations::*;
+pub use policy::{Consent, PolicyCluster, PolicyClusterShown, PolicyDiff, PolicyDone, PolicyShown, ReplacedShown};
 pub use progress::{Progress, Silent};
-pub use remove::{RemoveRequest, Removed, cluster_remove, router_remove};
-pub use rotate::{Rotated, keys_rotate};
-pub use router::{RouterReport, RouterRequest, Via, router_ensure, router_manifest, router_status};
+pub use remove::{RemoveRequest, Removed};
+pub use rotate::Rotated;
+pub use router::{RouterReport, RouterRequest, Via};
 pub use settings::{DEFAULT_LISTEN, KeysAtHand, Settings};
-pub use status::{ClusterStatus, DialSession, StatusReport, dial, status, token};
-pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest, down, up};
-pub use verify::verify;
+pub use status::{ClusterStatus, DialSession, StatusReport, token};
+pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest};

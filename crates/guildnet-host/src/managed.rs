@@ -14,7 +14,7 @@ mod certs;
 mod env_file;
 mod folder;
 mod plan;
-mod supervise;
+pub(crate) mod supervise;
 mod unit;
 
 use std::{
@@ -36,7 +36,6 @@ pub use self::{
     backup::Backup,
     env_file::{EnvChange, EnvSync, env_sync_lan},
     plan::ManagedSettings,
-    supervise::headscale_serve,
     unit::{UnitOf, unit},
 };
 use self::{
@@ -76,15 +75,8 @@ pub struct ManagedUp {
     pub moved: Vec<ClusterId>,
 }
 
-/// Sees to it that this home's own Headscale runs as asked, and that the store knows it and has a key for it. May be
-/// repeated at any time; one that runs by another address, other ports or another program is started again.
-///
-/// # Errors
-/// No program, no address, a port that is taken; it does not start; the clusters here use another Headscale; the routers of
-/// one do not follow it to another address.
-/// # Cancellation
-/// Dropping the future leaves what was done so far; the same call goes on from there.
-pub async fn headscale_up(settings: &Settings, progress: &dyn Progress) -> Result<ManagedUp, HostError> {
+/// See [`crate::headscale_up`].
+pub(crate) async fn headscale_up(settings: &Settings, progress: &dyn Progress) -> Result<ManagedUp, HostError> {
     let (url, moved) = bring_up(settings, false, progress).await?;
     let mut clusters: Vec<ClusterUp> = moved.iter().map(|id| ClusterUp { id: id.clone(), outcome: Ok(()) }).collect();
     moved::routers(settings, &moved, &mut clusters, progress).await?;
@@ -253,12 +245,12 @@ fn renew_time() -> jiff::SignedDuration {
     jiff::SignedDuration::try_from(KEY_RENEW).unwrap_or(jiff::SignedDuration::ZERO)
 }
 
-/// Stops this home's own Headscale and waits until it has ended; `false` if it did not run. With `purge` its state is
-/// removed too: every device and router that it coordinated will need another server. The words say what that is.
-///
-/// # Errors
-/// It does not end, or the folder can't be removed.
-pub async fn headscale_down(settings: &Settings, purge: bool, progress: &dyn Progress) -> Result<bool, HostError> {
+/// See [`crate::headscale_down`].
+pub(crate) async fn headscale_down(
+    settings: &Settings,
+    purge: bool,
+    progress: &dyn Progress,
+) -> Result<bool, HostError> {
     let folder = Folder::of(settings)?;
     let members = if purge { members(settings, &folder).await } else { Members::Unknown };
     let ran = folder.daemon().stop(DOWN_GRACE).await?;
@@ -400,11 +392,8 @@ pub struct ManagedStatus {
     pub problems: Vec<String>,
 }
 
-/// Looks at this home's own Headscale. Changes nothing.
-///
-/// # Errors
-/// A file of it can't be read.
-pub async fn headscale_status(settings: &Settings) -> Result<ManagedStatus, HostError> {
+/// See [`crate::headscale_status`].
+pub(crate) async fn headscale_status(settings: &Settings) -> Result<ManagedStatus, HostError> {
     let folder = Folder::of(settings)?;
     let (running, started, choices) = (folder.daemon().running()?, folder.started()?, folder.choices()?);
     let seen = address::observed();
@@ -461,11 +450,8 @@ fn address_problem(started: Option<&Plan>, now: &Result<plan::Places, HostError>
     }
 }
 
-/// Copies everything that makes this home's Headscale this one into one file, for its owner only. It may run meanwhile.
-///
-/// # Errors
-/// There is none, the file exists, or there is no room.
-pub async fn headscale_backup(settings: &Settings, to: Option<&Path>) -> Result<Backup, HostError> {
+/// See [`crate::headscale_backup`].
+pub(crate) async fn headscale_backup(settings: &Settings, to: Option<&Path>) -> Result<Backup, HostError> {
     backup::make(&Folder::of(settings)?, to).await
 }
 

@@ -32,12 +32,8 @@ pub(crate) fn usual_file(id: &ClusterId) -> PathBuf {
     PathBuf::from(format!("tmp/cluster-{id}-headscale.json"))
 }
 
-/// Makes the namespace of a cluster, its place in the policy, and its router and client key, and writes them to `file`
-/// (default `tmp/cluster-<id>-headscale.json`). Keys that the file holds already are kept while they are valid.
-///
-/// # Errors
-/// No API key; the server refuses; the file holds something else or can't be written.
-pub async fn namespace_and_keys(
+/// See [`crate::namespace_and_keys`].
+pub(crate) async fn namespace_and_keys(
     settings: &Settings,
     id: &ClusterId,
     routes: Option<Networks>,

@@ -148,11 +148,8 @@ fn stored(known: &Known, server: &Url, named: &[PolicyCluster]) -> Vec<PolicyInp
         .collect()
 }
 
-/// Shows the policy of the server.
-///
-/// # Errors
-/// No server or API key is known; the server does not answer or what it holds can't be read.
-pub async fn policy_show(settings: &Settings) -> Result<PolicyShown, HostError> {
+/// See [`crate::policy_show`].
+pub(crate) async fn policy_show(settings: &Settings) -> Result<PolicyShown, HostError> {
     let work = Work::begin(settings, &[]).await?;
     let document = work.desk.held.document.clone();
     // Clusters that contradict each other are shown too; no policy fits them.
@@ -209,11 +206,8 @@ fn in_words(verdict: &PolicyVerdict) -> String {
     }
 }
 
-/// The whole document that `policy apply` would write: for a server that reads its policy from a file.
-///
-/// # Errors
-/// Those of [`policy_show`]; it can't be compiled, or not beside what others wrote (without `merge`).
-pub async fn policy_compiled(
+/// See [`crate::policy_compiled`].
+pub(crate) async fn policy_compiled(
     settings: &Settings,
     named: &[PolicyCluster],
     consent: Consent,
@@ -240,11 +234,8 @@ fn foreign_error(work: &Work, consent: Consent, what: Vec<String>, usurped: Vec<
     refusal(&why.into(), &consent.request(&work.clusters))
 }
 
-/// What `policy apply` would change.
-///
-/// # Errors
-/// Those of [`policy_show`]; it can't be compiled at all.
-pub async fn policy_diff(
+/// See [`crate::policy_diff`].
+pub(crate) async fn policy_diff(
     settings: &Settings,
     named: &[PolicyCluster],
     consent: Consent,
@@ -263,11 +254,8 @@ pub async fn policy_diff(
     })
 }
 
-/// Writes the policy that keeps the clusters apart.
-///
-/// # Errors
-/// Those of [`policy_diff`]; the server refuses it, or reads its policy from a file.
-pub async fn policy_apply(
+/// See [`crate::policy_apply`].
+pub(crate) async fn policy_apply(
     settings: &Settings,
     named: &[PolicyCluster],
     consent: Consent,
@@ -291,11 +279,8 @@ fn overlaps_of(desk: &Desk, clusters: &[PolicyInput]) -> Vec<(ClusterId, String)
     found.into_iter().map(|o| (o.cluster.clone(), o.in_words(desk.features))).collect()
 }
 
-/// Judges the policy of the server, in the form of a verify report.
-///
-/// # Errors
-/// Those of [`policy_show`].
-pub async fn policy_check(settings: &Settings) -> Result<Report, HostError> {
+/// See [`crate::policy_check`].
+pub(crate) async fn policy_check(settings: &Settings) -> Result<Report, HostError> {
     let work = Work::begin(settings, &[]).await?;
     let mut checks = vec![("policy.isolates", verify::policy_outcome(&work.desk.judge(&work.clusters)?))];
     if let Ok(PolicyPlan::Foreign { usurped, .. }) = work.desk.plan(&work.clusters, Consent::default()) {
@@ -347,12 +332,8 @@ fn tested(seen: Result<bool, HostError>, server_can: bool) -> Result<Outcome, Ho
     }
 }
 
-/// Puts back the policy that the last write of this device replaced. Doing it twice puts things as they were.
-///
-/// # Errors
-/// Those of [`policy_show`]; nothing was replaced from here; the server's policy was changed since (without
-/// `discard_changes`); nodes of others would be cut off (without `cut_off_others`); the server refuses.
-pub async fn policy_rollback(
+/// See [`crate::policy_rollback`].
+pub(crate) async fn policy_rollback(
     settings: &Settings,
     discard_changes: bool,
     cut_off_others: bool,

@@ -63,15 +63,8 @@ impl Removed {
     }
 }
 
-/// Removes a cluster: its router, its connector, what it has on the Headscale server (with an API key), its record and its
-/// connector's identity. What is left is named.
-///
-/// # Errors
-/// There is none of that id; the Headscale server that should forget it can't be asked; the store can't be written. What was
-/// removed until then stays removed, and the same call goes on from there.
-/// # Cancellation
-/// As after an error.
-pub async fn cluster_remove(
+/// See [`crate::cluster_remove`].
+pub(crate) async fn cluster_remove(
     settings: &Settings,
     request: &RemoveRequest,
     progress: &dyn Progress,
@@ -232,12 +225,8 @@ async fn on_server(server: &Server, record: &ClusterRecord, request: &RemoveRequ
     }
 }
 
-/// Takes the router out of a cluster and its nodes off the Headscale server (with an API key). Record, keys and policy stay:
-/// `router ensure` brings it back.
-///
-/// # Errors
-/// The cluster is not known, or can't be reached on any way.
-pub async fn router_remove(
+/// See [`crate::router_remove`].
+pub(crate) async fn router_remove(
     settings: &Settings,
     request: &RouterRequest,
     progress: &dyn Progress,

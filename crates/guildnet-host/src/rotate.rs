@@ -58,15 +58,8 @@ pub struct Rotated {
     pub left: Vec<String>,
 }
 
-/// Gives a cluster's connector a new identity, and with `router` its routers a new key. A running Host App goes over to it, and
-/// touches no other cluster.
-///
-/// # Errors
-/// There is no cluster of that id; no API key; the server, the cluster (for the routers' key) or the Host App does not do its
-/// part. The old identity is in use then.
-/// # Cancellation
-/// The old identity is in use, or the new one, never neither. What was made and is not used stays until the next rotation.
-pub async fn keys_rotate(
+/// See [`crate::keys_rotate`].
+pub(crate) async fn keys_rotate(
     settings: &Settings,
     id: &ClusterId,
     router: bool,

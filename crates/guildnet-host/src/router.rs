@@ -239,16 +239,8 @@ pub(crate) async fn deploy_seen(
     kube_router::restart(api, &unseen, &mut tell).await.explained()
 }
 
-/// Applies the DaemonSet and waits until every node's router is connected; with an API key also until its routes are
-/// approved, and approves them if the policy does not. Networks that were discovered follow the cluster: where it has others
-/// now, policy, record and routers are brought up to date. Networks that are given replace the recorded ones.
-///
-/// # Errors
-/// The API server can't be reached on any way (the hint says what to run on the other side), the cluster can't run routers
-/// (nothing is changed then), a pod does not come up (with its own reason), the server does not admit the router.
-/// # Cancellation
-/// Dropping the future leaves the DaemonSet applied; the same call goes on from there.
-pub async fn router_ensure(
+/// See [`crate::router_ensure`].
+pub(crate) async fn router_ensure(
     settings: &Settings,
     request: RouterRequest,
     progress: &dyn Progress,
@@ -410,12 +402,12 @@ fn access(settings: &Settings, request: &RouterRequest, known: &Known) -> Result
     }
 }
 
-/// The manifests as YAML for `kubectl apply --server-side -f -`; the key only if `with_key`. Reaches no cluster; asks the
-/// Headscale server for its version, and does without the answer.
-///
-/// # Errors
-/// Login server, networks or (if asked for) key are not known from flags, file or store.
-pub async fn router_manifest(settings: &Settings, request: RouterRequest, with_key: bool) -> Result<String, HostError> {
+/// See [`crate::router_manifest`].
+pub(crate) async fn router_manifest(
+    settings: &Settings,
+    request: RouterRequest,
+    with_key: bool,
+) -> Result<String, HostError> {
     let known = Known::read(settings).await?;
     let sources = Sources::gather(settings, &request, &known)?;
     let missing = |what: &str, hint: &str| {
@@ -441,11 +433,8 @@ pub async fn router_manifest(settings: &Settings, request: RouterRequest, with_k
     Ok(kube_router::manifests_yaml(&plan, with_key))
 }
 
-/// What is there now.
-///
-/// # Errors
-/// The cluster is not known, or its API server can't be reached.
-pub async fn router_status(settings: &Settings, request: RouterRequest) -> Result<RouterReport, HostError> {
+/// See [`crate::router_status`].
+pub(crate) async fn router_status(settings: &Settings, request: RouterRequest) -> Result<RouterReport, HostError> {
     let known = Known::read(settings).await?;
     let reached = reach_router(settings, &request, &known).await?;
     let seen = kube_router::status(&reached.api).await.explained_of(&request.id);

@@ -74,11 +74,8 @@ pub struct StatusReport {
     pub clusters: Vec<ClusterStatus>,
 }
 
-/// What the Host App says of itself and its clusters; what the store knows if it does not run. Makes nothing.
-///
-/// # Errors
-/// The Host App runs and does not answer, or the store can't be read.
-pub async fn status(settings: &Settings) -> Result<StatusReport, HostError> {
+/// See [`crate::status`].
+pub(crate) async fn status(settings: &Settings) -> Result<StatusReport, HostError> {
     if let Some(host) = HostClient::discover(&settings.home)? {
         let said = host.status().await?;
         return Ok(StatusReport { running: true, pid: Some(host.pid()), url: Some(host.url()), ..said });
@@ -220,14 +217,8 @@ impl DialSession {
     }
 }
 
-/// Opens a stream to an address in the cluster's networks: through the running Host App, else by a connector that is
-/// started for it.
-///
-/// # Errors
-/// The cluster is not known; the address is not in its networks, or does not answer.
-/// # Cancellation
-/// Dropping the future abandons the dial; a connector that was started for it ends by itself.
-pub async fn dial(
+/// See [`crate::dial`].
+pub(crate) async fn dial(
     settings: &Settings,
     cluster: &ClusterId,
     to: Target,

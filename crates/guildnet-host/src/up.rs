@@ -101,14 +101,12 @@ impl UpReport {
     }
 }
 
-/// Sets clusters up and serves them; without clusters, serves those that are known. May be repeated at any time.
-///
-/// # Errors
-/// What concerns all clusters: input, the Headscale server, the store, the Host App. A failure of one cluster stands in
-/// the report instead.
-/// # Cancellation
-/// Dropping the future leaves what was done so far; the same call goes on from there.
-pub async fn up(settings: &Settings, request: UpRequest, progress: &dyn Progress) -> Result<UpReport, HostError> {
+/// See [`crate::up`].
+pub(crate) async fn up(
+    settings: &Settings,
+    request: UpRequest,
+    progress: &dyn Progress,
+) -> Result<UpReport, HostError> {
     let wanted = plan::read(settings, &request)?;
     let host = HostClient::discover(&settings.home)?;
     if host.is_none() && request.start_host {
@@ -481,13 +479,8 @@ async fn serve(settings: &Settings, clusters: &mut [ClusterUp], progress: &dyn P
     Ok(host.url())
 }
 
-/// Stops the Host App, and the managed Headscale if `up` has started it, and waits until they have ended. With `purge`
-/// everything that the Host App kept is removed too: clusters, keys, certificates, the connectors' identities; and the
-/// Headscale's state where nobody else uses it. `false` if nothing ran.
-///
-/// # Errors
-/// It does not end, or the folder can't be removed.
-pub async fn down(settings: &Settings, purge: bool, progress: &dyn Progress) -> Result<bool, HostError> {
+/// See [`crate::down`].
+pub(crate) async fn down(settings: &Settings, purge: bool, progress: &dyn Progress) -> Result<bool, HostError> {
     let ran = daemon::stop(&settings.home, DOWN_GRACE).await?;
     if ran {
         progress.step(None, "Host App stopped");

@@ -29,14 +29,12 @@ use crate::{
     HostError, Progress, Settings, client::HostClient, cluster::ClusterHandle, fleet, fleet::Fleet, host::Deps,
 };
 
-/// Runs all checks on the given clusters (on all that are known if none is given): in the running Host App, else here,
-/// with connectors that are started for it. Isolation is asked against all clusters that are known, given or not.
-///
-/// # Errors
-/// No cluster, or not the named one, is known; the store can't be read. A check that fails is no error: see the report.
-/// # Cancellation
-/// Dropping the future abandons the checks.
-pub async fn verify(settings: &Settings, clusters: &[ClusterId], progress: &dyn Progress) -> Result<Report, HostError> {
+/// See [`crate::verify`].
+pub(crate) async fn verify(
+    settings: &Settings,
+    clusters: &[ClusterId],
+    progress: &dyn Progress,
+) -> Result<Report, HostError> {
     if let Some(host) = HostClient::discover(&settings.home)? {
         return host.verify(clusters).await;
     }

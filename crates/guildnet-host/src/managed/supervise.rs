@@ -62,11 +62,8 @@ enum End {
     Died(ExitStatus),
 }
 
-/// Runs Headscale in the foreground until SIGTERM or SIGINT.
-///
-/// # Errors
-/// What a start needs is missing, another supervisor has the folder, or Headscale ends before it has answered once.
-pub async fn headscale_serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
+/// See [`crate::headscale_serve`].
+pub(crate) async fn headscale_serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
     let mut signals = Signals::new()?;
     let folder = Folder::of(settings)?;
     folder.make()?;
