@@ -3,9 +3,12 @@
 //! A kubeconfig can do more than name a cluster: run programs, read any file, skip TLS, go through a proxy, act as
 //! somebody else. GuildNet uses it unattended and from another place than where it was written, so all of these are
 //! refused; only reading other files can be allowed. Format: `k8s.io/client-go/tools/clientcmd/api/v1`.
+//!
+//! `kubeconfig/fleet.rs` is the other way round: it puts the fleet's own entries into a person's kubeconfig.
 
 mod error;
 mod file;
+pub(crate) mod fleet;
 
 use std::{
     fs,

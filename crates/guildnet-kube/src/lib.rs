@@ -25,7 +25,10 @@ pub use access::{AccessError, ClusterAccess};
 pub use api::{ApiServer, ApiServerSpec, Readyz};
 pub use connect::DirectDialer;
 pub use error::{KubeCause, KubeError};
-pub use kubeconfig::{Allow, Kubeconfig, KubeconfigError, Refusal};
+pub use kubeconfig::{
+    Allow, Kubeconfig, KubeconfigError, Refusal,
+    fleet::{FleetDocument, FleetError, FleetOwner, context_name},
+};
 pub use networks::{ClusterNetworks, FoundNetwork, NetworkSource, NetworksUnknown};
 pub use read::Unread;
 pub use router::{
