@@ -20,6 +20,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
+    kubeconfigs_follow,
     networks::{Before, Settled, settle},
     preflight::{self, Purpose},
     reach::directly,
@@ -160,6 +161,7 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
         host.reload().await?;
         progress.step(Some(id), "the running Host App serves it now");
     }
+    kubeconfigs_follow(settings, progress).await;
     Ok(ClusterInfo::of(&record))
 }
 

@@ -70,9 +70,14 @@ pub(crate) fn identity_file(home: &Path) -> PathBuf {
     home.join(FOLDER).join(LEAF)
 }
 
+/// The file with the authority's certificate for clients.
+pub(crate) fn authority_file(home: &Path) -> PathBuf {
+    home.join(FOLDER).join(AUTHORITY_CERT)
+}
+
 /// The authority's certificate for clients; `None` if none was made yet.
 pub(crate) fn authority(home: &Path) -> Result<Option<CertificateDer<'static>>, HostError> {
-    let file = home.join(FOLDER).join(AUTHORITY_CERT);
+    let file = authority_file(home);
     let Some(pem) = private::read(&file).explained()? else { return Ok(None) };
     CertificateDer::from_pem_slice(&pem).map(Some).map_err(|_| pki::damaged(&file, MEND))
 }

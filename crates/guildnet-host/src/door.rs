@@ -1,6 +1,6 @@
 //! The door: HTTPS on 127.0.0.1:8090, the only way into a running Host App.
 //!
-//! - `door/gate.rs` decides who may pass, `door/routes.rs` what there is behind it, `door/serve.rs` moves the bytes,
+//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`: by which token), `door/routes.rs` what there is behind it, `door/serve.rs` moves the bytes,
 //!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
 //! - Loopback only: the certificate names nothing else. No cookies, no CORS, no page yet.
 //!
@@ -9,6 +9,7 @@
 
 mod api;
 mod gate;
+pub(crate) mod kube_token;
 pub(crate) mod problem;
 mod routes;
 mod serve;

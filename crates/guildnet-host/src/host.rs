@@ -15,7 +15,7 @@ use crate::{
     door::{Door, HostApi},
     error::Explained as _,
     fleet::Fleet,
-    status,
+    kubeconfigs_follow, status,
     verify::{self, Report},
 };
 
@@ -135,6 +135,8 @@ pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Resul
     let address = running.address();
     let running = running.spawn().await?;
     progress.step(None, &format!("serving at https://{address}"));
+    // It may be at another address than the last time, or with another authority.
+    kubeconfigs_follow(settings, progress).await;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

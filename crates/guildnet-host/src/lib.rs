@@ -3,7 +3,7 @@
 //! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
-//! `managed.rs` runs a Headscale of this machine's own, for those who have none.
+//! `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a Headscale of this machine's own, for those who have none.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
@@ -22,6 +22,7 @@ mod fake;
 mod fleet;
 mod host;
 mod keys;
+mod kubeconfigs;
 mod managed;
 mod namespace;
 mod networks;
@@ -48,6 +49,10 @@ pub use contexts::contexts;
 pub use error::HostError;
 pub use host::{Deps, Drain, Host, HostConfig};
 pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse};
+pub use kubeconfigs::{
+    KubeCredential, KubeconfigChange, KubeconfigDone, KubeconfigWrite, kube_credential, kubeconfig_files,
+    kubeconfig_print, kubeconfig_remove, kubeconfig_write, kubeconfigs_follow,
+};
 pub use managed::{
     AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan, unit,
 };

@@ -19,6 +19,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
+    kubeconfigs_follow,
     reach::{Reached, Via, Ways, reach},
     router,
     server::Server,
@@ -121,6 +122,7 @@ pub(crate) async fn cluster_remove(
         Err(why) if why.kind() == io::ErrorKind::NotFound => {}
         Err(why) => done.left.push(format!("the connector's identity in {}: {why}", record.state_path.display())),
     }
+    kubeconfigs_follow(settings, progress).await;
     Ok(done)
 }
 

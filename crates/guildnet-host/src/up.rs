@@ -35,6 +35,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
+    kubeconfigs::{self, kubeconfigs_follow},
     managed,
     reach::Ways,
     router,
@@ -164,6 +165,7 @@ pub(crate) async fn up(
     if request.start_host {
         report.host = Some(serve(settings, &mut report.clusters, progress).await?);
     }
+    kubeconfigs_follow(settings, progress).await;
     if request.verify {
         progress.step(None, "verifying");
         report.verify = Some(verify::verify(settings, &[], progress).await?);
@@ -488,6 +490,7 @@ pub(crate) async fn down(settings: &Settings, purge: bool, progress: &dyn Progre
     // After the Host App, whose connectors it serves; before the store, which holds its API key.
     let headscale_ran = managed::down_with_host(settings, purge, progress).await?;
     if purge {
+        kubeconfigs::leave_all(settings, progress).await;
         purge_home(settings)?;
         progress.step(None, &format!("state removed from {}", settings.home.display()));
     }
@@ -495,8 +498,18 @@ pub(crate) async fn down(settings: &Settings, purge: bool, progress: &dyn Progre
 }
 
 /// What the Host App keeps in its home folder. Named one by one: the folder may be a person's own, with other things in it.
-const KEPT: &[&str] =
-    &["seal.key", "token", "certs", "tsnet", "host.log", "host.log.1", "host.pid", "host.addr", "host.lock"];
+const KEPT: &[&str] = &[
+    "seal.key",
+    "token",
+    "certs",
+    "tsnet",
+    "host.log",
+    "host.log.1",
+    "host.pid",
+    "host.addr",
+    "host.lock",
+    kubeconfigs::MEMORY_FILE,
+];
 
 /// The database, its journals and the copies that upgrades leave begin with this.
 const DATABASE: &str = "guildnet.db";

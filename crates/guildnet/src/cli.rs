@@ -4,6 +4,7 @@
 mod cluster;
 mod headscale;
 mod keys;
+mod kubeconfig;
 mod managed;
 mod policy;
 mod router;
@@ -16,6 +17,7 @@ pub(crate) use self::{
     cluster::{Cluster, ClusterAdd},
     headscale::{Headscale, Namespace},
     keys::Keys,
+    kubeconfig::{Kubeconfig, KubeconfigWrite},
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
     policy::{ConsentArgs, Policy, PolicyArgs, PolicyCheck, PolicyRollback, PolicyShow},
     router::{ReachArgs, Router, RouterArgs, Via},
@@ -60,6 +62,9 @@ pub(crate) enum Command {
     /// The clusters that the Host App knows
     #[command(subcommand)]
     Cluster(Cluster),
+    /// The clusters' contexts in your kubeconfig
+    #[command(subcommand)]
+    Kubeconfig(Kubeconfig),
     /// The Headscale server's share of the work
     #[command(subcommand)]
     Headscale(Headscale),

@@ -108,9 +108,14 @@ impl Environment {
 
     /// As kubectl: the first file of `KUBECONFIG`, else `~/.kube/config`.
     pub(crate) fn default_kubeconfig(&self) -> Option<PathBuf> {
-        let listed =
-            self.get("KUBECONFIG").and_then(|list| list.split(':').find(|p| !p.is_empty()).map(|p| self.path(p)));
-        listed.or_else(|| Some(self.person_dir.as_ref()?.join(".kube/config")))
+        self.kubeconfigs().into_iter().next()
+    }
+
+    /// As kubectl: all files of `KUBECONFIG`, in their order, else `~/.kube/config`.
+    pub(crate) fn kubeconfigs(&self) -> Vec<PathBuf> {
+        let listed = self.get("KUBECONFIG").unwrap_or_default();
+        let listed: Vec<PathBuf> = listed.split(':').filter(|p| !p.is_empty()).map(|p| self.path(p)).collect();
+        if listed.is_empty() { self.person_dir.iter().map(|dir| dir.join(".kube/config")).collect() } else { listed }
     }
 
     /// For tests: variables given here instead of the process's, and a `.env`.

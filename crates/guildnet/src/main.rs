@@ -57,6 +57,10 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
     // Asked before: the person may not be able to see into this folder, which is no reason to stop if nothing is there.
     let env_file = Some(Path::new(".env")).filter(|file| file.exists());
     let person = daemon::become_person(named.as_deref(), &folders)?;
+    if let Command::Kubeconfig(cli::Kubeconfig::Credential) = cli.command {
+        // kubectl runs it in whatever folder and waits for it: no `.env` of that folder, no second thread.
+        return run::kubeconfig::credential(&person.home, &Talk::new());
+    }
     // Root's own folder is of no use to the person.
     let person_dir = if root { own_folder(person.uid) } else { std::env::home_dir() };
     let env = Environment::read(env_file, person_dir)?;

@@ -3,6 +3,7 @@
 mod cluster;
 mod headscale;
 mod keys;
+pub(crate) mod kubeconfig;
 mod managed;
 mod policy;
 mod router;
@@ -50,11 +51,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Status(args) => status(args.output, context).await,
         Command::Verify(args) => verify(&args, context).await,
         Command::Cluster(command) => cluster::run(command, context).await,
+        Command::Kubeconfig(command) => kubeconfig::run(command, context).await,
         Command::Headscale(command) => headscale::run(command, context).await,
         Command::Router(command) => router::run(command, context).await,
         Command::Dial(args) => dial(&args, context).await,
         Command::Token => token(context),
-        Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context),
+        Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context).await,
         Command::Completion { shell } => completion(shell),
         Command::Version(args) => version(args.output),
     }
@@ -130,8 +132,12 @@ fn up_ended(report: &UpReport, settings: &Settings, context: &Context) -> Result
     }
     let Some(url) = &report.host else { return Ok(()) };
     let example = report.clusters.first().map_or_else(|| "CLUSTER".into(), |c| c.id.to_string());
+    let kubectl = match guildnet_host::kubeconfig_files(settings) {
+        Ok(files) if !files.is_empty() => format!("kubectl --context guildnet-{example} get nodes"),
+        _ => "guildnet kubeconfig write   (a context for each cluster in your kubeconfig, for kubectl)".into(),
+    };
     context.talk.say(&format!(
-        "\nThe Host App serves at {url}; its log is {}.\nNext:\n  guildnet status\n  guildnet verify\n  guildnet dial {example} IP:PORT\n  guildnet down",
+        "\nThe Host App serves at {url}; its log is {}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet dial {example} IP:PORT\n  guildnet down",
         settings.home.join("host.log").display(),
     ));
     Ok(())
@@ -260,11 +266,13 @@ fn token(context: &Context) -> Result<(), Failure> {
     print::out(&format!("{}\n", token.expose()))
 }
 
-fn certs(new_ca: bool, context: &Context) -> Result<(), Failure> {
+async fn certs(new_ca: bool, context: &Context) -> Result<(), Failure> {
+    let settings = context.settings(Flags::default())?;
     let made = guildnet_host::certs::regen_certs(&context.home, new_ca)?;
     let authority = if made.new_authority { "new authority" } else { "authority kept" };
     let text = format!("certificate renewed, good until {} ({authority}: {})", made.ends, made.authority.display());
     context.talk.step(None, &text);
+    guildnet_host::kubeconfigs_follow(&settings, &context.talk).await;
     Ok(())
 }
 

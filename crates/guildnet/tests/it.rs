@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/kubeconfig.rs"]
+mod kubeconfig;
 #[path = "it/managed.rs"]
 mod managed;
 #[path = "it/sandbox.rs"]

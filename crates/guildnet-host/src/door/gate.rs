@@ -2,17 +2,26 @@
 //!
 //! A page in a browser on this machine can send requests here, and a name that an attacker's DNS points to 127.0.0.1
 //! reaches us too. So every request must name the door by one of its own names (Host), none may come from another page
-//! (Origin), and all but `/healthz` carry the token, which no page has.
+//! (Origin), and all but `/healthz` carry a token, which no page has: the home folder's own, which opens everything, or,
+//! for `/k8s/`, a short-lived one (`kube_token.rs`).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::SystemTime};
 
 use guildnet_model::Secret;
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 
-use super::{problem::Problem, token};
+use super::{
+    kube_token::{self, Judged},
+    problem::Problem,
+    token,
+};
 
 /// The only path that needs no token: it says that a Host App is here, and nothing else.
 pub(super) const OPEN_PATH: &str = "/healthz";
+
+/// What a short-lived token opens: paths that begin so, as they were sent. The routes behind the gate compare the same
+/// undecoded text, so there is no second reading of a path.
+const KUBE_PATHS: &str = "/k8s/";
 
 /// What a request must show.
 pub(super) struct Gate {
@@ -30,9 +39,13 @@ impl Gate {
 
     /// Lets a request pass, or says why not.
     pub(super) fn admit(&self, head: &Parts) -> Result<(), Problem> {
+        self.admit_at(head, SystemTime::now())
+    }
+
+    fn admit_at(&self, head: &Parts, now: SystemTime) -> Result<(), Problem> {
         self.named(&head.uri, &head.headers)?;
         self.of_own_page(&head.headers)?;
-        if head.uri.path() == OPEN_PATH { Ok(()) } else { self.holds_token(&head.headers) }
+        if head.uri.path() == OPEN_PATH { Ok(()) } else { self.holds_token(head, now) }
     }
 
     fn is_own_name(&self, name: &str) -> bool {
@@ -60,18 +73,21 @@ impl Gate {
         Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", "requests from other pages are refused"))
     }
 
-    fn holds_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    fn holds_token(&self, head: &Parts, now: SystemTime) -> Result<(), Problem> {
+        let mut given = head.headers.get_all(header::AUTHORIZATION).iter();
         let bearer = match (given.next(), given.next()) {
             (Some(only), None) => only.to_str().ok().and_then(|value| value.split_once(' ')),
             _ => None,
         };
-        match bearer {
-            Some((scheme, token))
-                if scheme.eq_ignore_ascii_case("bearer") && token::equal(token, self.token.expose()) =>
-            {
-                Ok(())
+        let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
+        match bearer.map(|token| (token, kube_token::judge(&self.token, token, now))) {
+            Some((_, Judged::Good)) if head.uri.path().starts_with(KUBE_PATHS) => Ok(()),
+            Some((_, Judged::Good)) => {
+                let detail = format!("this token opens {KUBE_PATHS} only");
+                Err(Problem::new(StatusCode::FORBIDDEN, "wrong_scope", detail)
+                    .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token"))
             }
+            Some((token, Judged::Other)) if token::equal(token, self.token.expose()) => Ok(()),
             _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the token is missing or wrong")
                 .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token")),
         }
@@ -80,6 +96,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::Request;
 
     use super::*;
@@ -95,6 +113,18 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
         gate.admit(&head).err().map(|problem| problem.code)
+    }
+
+    /// What it says to a short-lived token for that path, some seconds after it was made.
+    fn said_to_kubectl(uri: &str, after: u64) -> Option<String> {
+        let long = Secret::new(TOKEN.into());
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let (token, _) = kube_token::make(&long, made).expect("made");
+        let request = Request::builder().uri(uri).header(HOST.0, HOST.1);
+        let request = request.header("authorization", format!("Bearer {}", token.expose()));
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        let gate = Gate::new(([127, 0, 0, 1], 8090).into(), long);
+        gate.admit_at(&head, made + Duration::from_secs(after)).err().map(|problem| problem.code)
     }
 
     const HOST: (&str, &str) = ("host", "127.0.0.1:8090");
@@ -117,6 +147,21 @@ mod tests {
             assert_eq!(said("/readyz", &[HOST, ("authorization", wrong)]), refused, "{wrong}");
         }
         assert_eq!(said("/readyz", &[HOST, BEARER, ("authorization", "Bearer x")]), refused, "two of them");
+    }
+
+    #[test]
+    fn a_short_lived_token_opens_the_clusters_until_its_end_and_nothing_else() {
+        assert_eq!(said_to_kubectl("/k8s/a/api/v1/pods?limit=500", 1), None);
+        assert_eq!(said_to_kubectl("/k8s/a/api/v1/pods", 15 * 60).as_deref(), Some("unauthorized"));
+        for uri in
+            ["/api/v1/status", "/readyz", "/k8s", "/K8S/a", "//k8s/a", "/%6b8s/a", "/api/v1/../../k8s/a", "/x/k8s/"]
+        {
+            assert_eq!(said_to_kubectl(uri, 1).as_deref(), Some("wrong_scope"), "{uri}");
+        }
+        assert_eq!(said("/k8s/a", &[HOST, BEARER]), None, "the long one opens everything");
+        for forged in ["Bearer gnk1.", "Bearer gnk1.9999999999.AAAAAAAAAAAAAAAAAAAAAA.AAAA"] {
+            assert_eq!(said("/k8s/a", &[HOST, ("authorization", forged)]).as_deref(), Some("unauthorized"), "{forged}");
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use guildnet_model::Secret;
+use guildnet_store::{ClusterRecord, Store};
 use tempfile::TempDir;
 
 /// Whom the command becomes when root runs it and nobody called sudo.
@@ -88,6 +90,24 @@ impl Sandbox {
         format!("a={}", self.file(name, text))
     }
 
+    /// Makes these the clusters that the home knows; they are of no use but to be named.
+    pub(crate) fn clusters(&self, ids: &[&str]) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let store = Store::open(folder.path()).await.expect("opened");
+            for id in ids {
+                store.add(&record(id, &self.path("home"))).await.expect("stored");
+            }
+            store.close().await;
+        });
+        for name in ["guildnet.db", "seal.key"] {
+            let to = self.path("home").join(name);
+            fs::copy(folder.path().join(name), &to).expect("copied");
+            self.open_up(&to, 0o600);
+        }
+    }
+
     /// Makes a file unreadable for the user that the command runs as.
     pub(crate) fn lock_away(&self, name: &str) {
         self.open_up(&self.path(name), 0o000);
@@ -138,6 +158,31 @@ impl Sandbox {
         }
         found.sort();
         found
+    }
+}
+
+/// What is stored of a cluster.
+fn record(id: &str, home: &Path) -> ClusterRecord {
+    let now = jiff::Timestamp::now();
+    ClusterRecord {
+        id: id.parse().expect("an id"),
+        kubeconfig: Secret::new("{}".into()),
+        context: "x".into(),
+        login_server: "https://127.0.0.1:9".parse().expect("a URL"),
+        ca_pem: None,
+        client_auth_key: None,
+        router_auth_key: None,
+        routes: "10.96.0.0/16".parse().expect("networks"),
+        routes_given: true,
+        state_path: home.join("tsnet").join(id),
+        namespace: format!("cluster-{id}"),
+        namespace_id: None,
+        site: None,
+        api_address: None,
+        cluster_uid: None,
+        disconnected: true,
+        created: now,
+        updated: now,
     }
 }
 
