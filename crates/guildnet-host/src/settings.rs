@@ -48,6 +48,8 @@ pub struct Settings {
     pub image: Option<String>,
     /// Whether kubeconfigs may name other files to be read.
     pub allow_files: bool,
+    /// Programs that kubeconfigs may run for a credential, by their absolute paths.
+    pub allow_exec: Vec<PathBuf>,
     /// What is asked of a Headscale of this machine's own.
     pub managed: ManagedSettings,
 }
@@ -67,6 +69,7 @@ impl Settings {
             hostname: None,
             image: None,
             allow_files: false,
+            allow_exec: Vec::new(),
             managed: ManagedSettings::default(),
         }
     }

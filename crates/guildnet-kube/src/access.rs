@@ -1,10 +1,10 @@
 //! What is needed to talk to one API server: its URL, the name its certificate must bear, whom to trust, who we are.
 //!
-//! A [`ClusterAccess`] is complete and checked: it names no file, runs no program, and its TLS configuration was built
-//! once already. It can be turned into bytes for sealing, and back. The file format of `kubectl` is read in
-//! `kubeconfig.rs`.
+//! A [`ClusterAccess`] is complete and checked, and its TLS configuration was built once already. Its token may be in a
+//! file or come from a program, if the person allowed that: `credential.rs` gets it. It can be turned into bytes for
+//! sealing, and back. The file format of `kubectl` is read in `kubeconfig.rs`.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc};
 
 use guildnet_model::{Class, Explain, Secret};
 use http::HeaderValue;
@@ -12,6 +12,8 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
+
+use crate::credential::{self, Credential, CredentialError, ExecSpec};
 
 /// A complete, checked credential for one API server. Cheap to clone.
 ///
@@ -23,7 +25,7 @@ struct Checked {
     parts: Parts,
     tls_name: ServerName<'static>,
     tls: Arc<ClientConfig>,
-    bearer: Option<HeaderValue>,
+    credential: Credential,
 }
 
 /// The parts of a credential before they are checked.
@@ -39,7 +41,17 @@ pub(crate) struct Parts {
     /// Client certificate chain and its key.
     pub(crate) identity: Option<(String, Secret<String>)>,
     /// Bearer token.
-    pub(crate) token: Option<Secret<String>>,
+    pub(crate) token: Option<Token>,
+}
+
+/// Where the bearer token comes from.
+pub(crate) enum Token {
+    /// It is here.
+    Here(Secret<String>),
+    /// It is in this file, and read again when that changes.
+    File(PathBuf),
+    /// This program gives it.
+    Program(ExecSpec),
 }
 
 /// The saved form. Fields are only ever added; a form that older programs must not read gets a new number.
@@ -53,10 +65,16 @@ struct Saved<'a> {
     cert_pem: Option<Cow<'a, str>>,
     key_pem: Option<Cow<'a, str>>,
     token: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_file: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exec: Option<Cow<'a, ExecSpec>>,
 }
 
-/// The number of the saved form that this program writes and reads.
+/// The number of the saved form.
 const SAVED_VERSION: u8 = 1;
+/// The form with a token that changes: a program that knows only the first would use it as if it had none.
+const SAVED_LIVE: u8 = 2;
 
 /// Why the parts of a credential don't fit together, or bytes are no saved credential.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,8 +114,16 @@ impl ClusterAccess {
         };
         let tls_name = ServerName::try_from(tls_name).map_err(|e| AccessError::new("the server's TLS name", e))?;
         let tls = Arc::new(tls_config(&parts)?);
-        let bearer = parts.token.as_ref().map(bearer).transpose()?;
-        Ok(Self(Arc::new(Checked { parts, tls_name, tls, bearer })))
+        let credential = match &parts.token {
+            None => Credential::None,
+            Some(Token::Here(token)) => Credential::Fixed(
+                credential::header(token)
+                    .ok_or_else(|| AccessError::new("the token", "has characters that no HTTP header may hold"))?,
+            ),
+            Some(Token::File(path)) => Credential::file(path.clone()),
+            Some(Token::Program(spec)) => Credential::program(spec.clone()),
+        };
+        Ok(Self(Arc::new(Checked { parts, tls_name, tls, credential })))
     }
 
     /// The API server's URL, as the kubeconfig has it.
@@ -119,19 +145,36 @@ impl ClusterAccess {
     pub fn to_secret_bytes(&self) -> Secret<Vec<u8>> {
         let parts = &self.0.parts;
         let saved = Saved {
-            version: SAVED_VERSION,
+            version: match parts.token {
+                None | Some(Token::Here(_)) => SAVED_VERSION,
+                Some(Token::File(_) | Token::Program(_)) => SAVED_LIVE,
+            },
             context: parts.context.as_str().into(),
             server: parts.server.as_str().into(),
             tls_name: parts.tls_name.as_deref().map(Into::into),
             ca_pem: parts.ca_pem.as_deref().map(Into::into),
             cert_pem: parts.identity.as_ref().map(|(cert, _)| cert.into()),
             key_pem: parts.identity.as_ref().map(|(_, key)| key.expose().into()),
-            token: parts.token.as_ref().map(|token| token.expose().into()),
+            token: match &parts.token {
+                Some(Token::Here(token)) => Some(token.expose().into()),
+                _ => None,
+            },
+            token_file: match &parts.token {
+                // Known to be UTF-8 since it was read from a kubeconfig.
+                Some(Token::File(path)) => Some(path.to_string_lossy()),
+                _ => None,
+            },
+            exec: match &parts.token {
+                Some(Token::Program(spec)) => Some(Cow::Borrowed(spec)),
+                _ => None,
+            },
         };
         // Room for everything with each character escaped, so that the buffer never grows and leaves copies behind.
         let texts = [&saved.tls_name, &saved.ca_pem, &saved.cert_pem, &saved.key_pem, &saved.token];
         let length: usize = texts.into_iter().flatten().map(|t| t.len()).sum();
-        let mut bytes = Vec::with_capacity(2 * (length + saved.context.len() + saved.server.len()) + 256);
+        let live =
+            saved.token_file.as_ref().map_or(0, |file| file.len()) + saved.exec.as_ref().map_or(0, |spec| spec.room());
+        let mut bytes = Vec::with_capacity(2 * (length + live + saved.context.len() + saved.server.len()) + 512);
         serde_json::to_writer(&mut bytes, &saved)
             .expect("texts and a number are always JSON, and a Vec takes any write");
         Secret::new(bytes)
@@ -148,8 +191,8 @@ impl ClusterAccess {
         // Taken into keeping first, so that every way out wipes them.
         let key = saved.key_pem.map(|key| Secret::new(key.into_owned()));
         let token = saved.token.map(|token| Secret::new(token.into_owned()));
-        if saved.version != SAVED_VERSION {
-            let why = format!("has form {}, this program knows form {SAVED_VERSION}", saved.version);
+        if ![SAVED_VERSION, SAVED_LIVE].contains(&saved.version) {
+            let why = format!("has form {}, this program knows forms up to {SAVED_LIVE}", saved.version);
             return Err(AccessError::new("the saved credential", why));
         }
         Self::new(Parts {
@@ -158,7 +201,12 @@ impl ClusterAccess {
             tls_name: saved.tls_name.map(Cow::into_owned),
             ca_pem: saved.ca_pem.map(Cow::into_owned),
             identity: saved.cert_pem.map(Cow::into_owned).zip(key),
-            token,
+            token: match (token, saved.token_file, saved.exec) {
+                (Some(token), ..) => Some(Token::Here(token)),
+                (None, Some(file), _) => Some(Token::File(file.into_owned().into())),
+                (None, None, Some(spec)) => Some(Token::Program(spec.into_owned())),
+                (None, None, None) => None,
+            },
         })
     }
 
@@ -170,8 +218,23 @@ impl ClusterAccess {
         &self.0.tls
     }
 
-    pub(crate) fn bearer(&self) -> Option<&HeaderValue> {
-        self.0.bearer.as_ref()
+    /// What to send as `Authorization` now: to be asked before each request, never kept.
+    ///
+    /// # Errors
+    /// [`CredentialError`]: the token's file or program gives none.
+    /// # Cancellation
+    /// Dropping the future loses nothing.
+    pub(crate) async fn bearer(&self) -> Result<Option<HeaderValue>, CredentialError> {
+        self.0.credential.bearer().await
+    }
+
+    /// To be told when the API server answered 401 to a request that carried this: the next one then gets another token,
+    /// if there can be one. Says whether.
+    pub(crate) async fn refused(&self, used: Option<&HeaderValue>) -> bool {
+        match used {
+            Some(used) => self.0.credential.refused(used).await,
+            None => false,
+        }
     }
 }
 
@@ -184,16 +247,9 @@ impl fmt::Debug for ClusterAccess {
             .field("tls_name", &self.tls_name())
             .field("own_ca", &parts.ca_pem.is_some())
             .field("client_certificate", &parts.identity.is_some())
-            .field("token", &parts.token.is_some())
+            .field("token", &self.0.credential)
             .finish()
     }
-}
-
-fn bearer(token: &Secret<String>) -> Result<HeaderValue, AccessError> {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-        .map_err(|_| AccessError::new("the token", "has characters that no HTTP header may hold"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn tls_config(parts: &Parts) -> Result<ClientConfig, AccessError> {
@@ -261,7 +317,7 @@ mod tests {
             tls_name: Some("kubernetes".into()),
             ca_pem: Some(pki.ca_pem()),
             identity: Some((cert, Secret::new(key))),
-            token: Some(Secret::new("very-secret-token".into())),
+            token: Some(Token::Here(Secret::new("very-secret-token".into()))),
         }
     }
 
@@ -272,6 +328,33 @@ mod tests {
         let back = ClusterAccess::from_secret_bytes(&bytes).expect("read back");
         assert_eq!(back.to_secret_bytes(), bytes);
         assert_eq!((back.tls_name(), back.context()), ("kubernetes".to_owned(), "home"));
+    }
+
+    #[test]
+    fn a_token_that_changes_is_saved_as_where_it_comes_from_in_a_form_of_its_own() {
+        let spec = ExecSpec {
+            api_version: "client.authentication.k8s.io/v1".into(),
+            command: "/usr/bin/helper".into(),
+            args: vec!["--secret-arg".into()],
+            env: vec![("NAME".into(), "secret-value".into())],
+            cluster: Some(serde_json::json!({"server": "https://a"})),
+        };
+        for token in [Token::File("/run/token".into()), Token::Program(spec)] {
+            let access = ClusterAccess::new(Parts { token: Some(token), ..parts(&Pki::new()) }).expect("checked");
+            let bytes = access.to_secret_bytes();
+            assert!(bytes.expose().starts_with(b"{\"version\":2,"), "older programs must refuse it");
+            let back = ClusterAccess::from_secret_bytes(&bytes).expect("read back");
+            assert_eq!(back.to_secret_bytes(), bytes);
+            let shown = format!("{back:?}");
+            assert!(!shown.contains("secret-"), "{shown}");
+        }
+        assert!(
+            ClusterAccess::new(parts(&Pki::new()))
+                .expect("checked")
+                .to_secret_bytes()
+                .expose()
+                .starts_with(b"{\"version\":1,")
+        );
     }
 
     #[test]
@@ -308,7 +391,7 @@ mod tests {
             ClusterAccess::from_secret_bytes(&Secret::new(bytes.to_vec())).expect_err("refused").to_string()
         };
         assert_eq!(said(b"\"s3cret\""), "the saved credential: is damaged");
-        let newer = br#"{"version":2,"context":"","server":"https://a","tls_name":null,"ca_pem":null,"cert_pem":null,"key_pem":null,"token":null}"#;
-        assert_eq!(said(newer), "the saved credential: has form 2, this program knows form 1");
+        let newer = br#"{"version":3,"context":"","server":"https://a","tls_name":null,"ca_pem":null,"cert_pem":null,"key_pem":null,"token":null}"#;
+        assert_eq!(said(newer), "the saved credential: has form 3, this program knows forms up to 2");
     }
 }

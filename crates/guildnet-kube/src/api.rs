@@ -11,13 +11,14 @@ use std::{
 };
 
 use guildnet_model::{Dialer, Target};
-use http::{HeaderValue, Request, Uri, header::AUTHORIZATION, uri::PathAndQuery};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header::AUTHORIZATION, uri::PathAndQuery};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_util::{client::legacy, rt::TokioTimer};
 use kube::client::Body;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt as _;
+use tower::BoxError;
 use url::{Host, Url};
 
 use crate::{
@@ -93,8 +94,8 @@ impl ApiServer {
             .http2_keep_alive_interval(PING_EVERY)
             .http2_keep_alive_timeout(PING_LIMIT)
             .build::<_, Body>(connect);
-        let (base, bearer) = (access.server().clone(), access.bearer().cloned());
-        let service = http.map_request(move |request| address(request, &base, bearer.as_ref()));
+        let with_credential = access.clone();
+        let service = tower::service_fn(move |request| send(http.clone(), with_credential.clone(), request));
         let client = kube::Client::new(service, "default");
         let server = access.server().as_str().trim_end_matches('/').to_owned();
         Self(Arc::new(Inner { server, client, tasks }))
@@ -146,7 +147,9 @@ impl ApiServer {
     {
         let both = async {
             match ask(self.0.client.clone()).await.map_err(KubeCause::from) {
-                Err(e) if e.is_lost() => ask(self.0.client.clone()).await.map_err(KubeCause::from),
+                Err(e) if e.is_lost() || e == KubeCause::Stale => {
+                    ask(self.0.client.clone()).await.map_err(KubeCause::from)
+                }
                 done => done,
             }
         };
@@ -212,6 +215,26 @@ fn peer(server: &Url) -> Peer {
         None => Peer::Name { host: String::new(), port },
     }
 }
+
+/// Sends a request with the token that is good now.
+async fn send(
+    http: legacy::Client<Connect, Body>,
+    access: ClusterAccess,
+    request: Request<Body>,
+) -> Result<Response<Incoming>, BoxError> {
+    let bearer = access.bearer().await?;
+    let answer = http.request(address(request, access.server(), bearer.as_ref())).await?;
+    if answer.status() == StatusCode::UNAUTHORIZED && access.refused(bearer.as_ref()).await {
+        // What was sent can't be sent again from here; who asks again gets another token.
+        return Err(Stale.into());
+    }
+    Ok(answer)
+}
+
+/// The API server refused a token that is replaced with the next request.
+#[derive(Debug, thiserror::Error)]
+#[error("the token was refused, and another one is to be had")]
+pub(crate) struct Stale;
 
 /// Completes a request that has a path only: the server's scheme, authority and path prefix, and the token.
 fn address(mut request: Request<Body>, base: &Url, bearer: Option<&HeaderValue>) -> Request<Body> {

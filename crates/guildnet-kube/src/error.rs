@@ -7,7 +7,7 @@ use std::{error::Error as StdError, time::Duration};
 use guildnet_model::{Class, DialError, Explain};
 use rustls::CertificateError;
 
-use crate::connect::ConnectError;
+use crate::{api::Stale, connect::ConnectError, credential::CredentialError};
 
 /// A request to an API server failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +57,15 @@ pub enum KubeCause {
         /// The cause.
         why: String,
     },
+    /// The credential can't be had: its file or program gives none.
+    #[error("{why}")]
+    Credential {
+        /// The file or program, and the cause.
+        why: String,
+    },
+    /// The token is not accepted, and the next request has another.
+    #[error("it did not accept the token, which is replaced now")]
+    Stale,
     /// The credential is not accepted.
     #[error("it does not accept the kubeconfig's credential: {why}")]
     Unauthorized {
@@ -147,6 +156,12 @@ impl KubeCause {
 fn from_chain(top: &(dyn StdError + 'static)) -> Option<KubeCause> {
     let mut next = Some(top);
     while let Some(e) = next {
+        if e.is::<Stale>() {
+            return Some(KubeCause::Stale);
+        }
+        if let Some(none) = e.downcast_ref::<CredentialError>() {
+            return Some(KubeCause::Credential { why: none.to_string() });
+        }
         if let Some(ours) = e.downcast_ref::<ConnectError>() {
             return Some(match ours {
                 ConnectError::Dial(e) => KubeCause::Dial(e.clone()),
@@ -201,7 +216,10 @@ impl Explain for KubeError {
         match &self.cause {
             KubeCause::Dial(e) => e.class(),
             KubeCause::Resolve { .. } | KubeCause::Lost { .. } | KubeCause::Timeout { .. } => Class::Unreachable,
-            KubeCause::Unauthorized { .. } | KubeCause::Forbidden { .. } => Class::Credentials,
+            KubeCause::Credential { .. }
+            | KubeCause::Stale
+            | KubeCause::Unauthorized { .. }
+            | KubeCause::Forbidden { .. } => Class::Credentials,
             KubeCause::NotFound { .. } => Class::NotFound,
             KubeCause::Conflict { .. } => Class::Conflict,
             KubeCause::WrongAuthority
@@ -228,6 +246,10 @@ impl Explain for KubeError {
             }
             KubeCause::Unauthorized { .. } => {
                 "the credential is expired or revoked: give a fresh kubeconfig with 'guildnet cluster add'".into()
+            }
+            KubeCause::Stale => "run the command again".into(),
+            KubeCause::Credential { .. } => {
+                "log in where it gets its token from, or give another kubeconfig with 'guildnet cluster add'".into()
             }
             KubeCause::Forbidden { .. } => "give a kubeconfig whose user may do this".into(),
             KubeCause::Resolve { .. } => "check the server in the kubeconfig and this machine's DNS".into(),

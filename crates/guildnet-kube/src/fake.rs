@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -19,7 +20,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{ApiServer, ApiServerSpec, ClusterAccess, DirectDialer, access::Parts};
+use crate::{
+    ApiServer, ApiServerSpec, ClusterAccess, DirectDialer,
+    access::{Parts, Token},
+    credential::ExecSpec,
+};
 
 /// A certificate authority.
 pub(crate) struct Pki {
@@ -198,7 +203,27 @@ pub(crate) fn access(ca_pem: String, server: &str, tls_name: Option<&str>) -> Cl
         tls_name: tls_name.map(str::to_owned),
         ca_pem: Some(ca_pem),
         identity: None,
-        token: Some(Secret::new("t0ken".into())),
+        token: Some(Token::Here(Secret::new("t0ken".into()))),
+    })
+    .expect("a credential")
+}
+
+/// A credential from a program, for a server of that authority at 10.96.0.1.
+pub(crate) fn with_program(ca_pem: String, command: PathBuf) -> ClusterAccess {
+    let spec = ExecSpec {
+        api_version: "client.authentication.k8s.io/v1".into(),
+        command,
+        args: vec![],
+        env: vec![],
+        cluster: None,
+    };
+    ClusterAccess::new(Parts {
+        context: "test".into(),
+        server: "https://10.96.0.1".parse().expect("a URL"),
+        tls_name: None,
+        ca_pem: Some(ca_pem),
+        identity: None,
+        token: Some(Token::Program(spec)),
     })
     .expect("a credential")
 }

@@ -2,7 +2,7 @@
 //!
 //! A kubeconfig can do more than name a cluster: run programs, read any file, skip TLS, go through a proxy, act as
 //! somebody else. GuildNet uses it unattended and from another place than where it was written, so all of these are
-//! refused; only reading other files can be allowed. Format: `k8s.io/client-go/tools/clientcmd/api/v1`.
+//! refused; reading other files can be allowed, and running a program by its full name. Format: `k8s.io/client-go/tools/clientcmd/api/v1`.
 //!
 //! `kubeconfig/fleet.rs` is the other way round: it puts the fleet's own entries into a person's kubeconfig.
 
@@ -21,18 +21,26 @@ use guildnet_model::Secret;
 use url::Url;
 
 pub use self::error::{KubeconfigError, Refusal};
-use self::file::{Cluster, Document, Named, User};
-use crate::access::{ClusterAccess, Parts};
+use self::file::{Cluster, Document, Exec, Named, User};
+use crate::{
+    access::{ClusterAccess, Parts, Token},
+    credential::ExecSpec,
+};
 
 /// The largest kubeconfig that is read, and the largest file that one may name: far above any real one, and small
 /// enough to hold in memory when somebody names a disk image.
 const MAX_FILE: u64 = 4 << 20;
 
+/// The versions in which a program can be asked; they are the same in what is used here.
+const EXEC_VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+
 /// What a kubeconfig may ask for beyond its own content. Nothing, by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allow {
     /// Certificates, keys and tokens may be read from other files that the kubeconfig names.
     pub files: bool,
+    /// Programs that may be run to get a credential, by their absolute paths.
+    pub programs: Vec<PathBuf>,
 }
 
 /// A kubeconfig file that was read and is well formed; nothing in it has been used yet.
@@ -122,10 +130,12 @@ impl Reader<'_> {
         let ca = self.material("certificate-authority", &cluster.ca_data, &cluster.ca_file)?;
         let cert = self.material("client-certificate", &user.cert_data, &user.cert_file)?;
         let key = self.material("client-key", &user.key_data, &user.key_file)?;
-        let token = match (filled(&user.token), filled_text(&user.token_file)) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(file)) => Some(self.other_file("tokenFile", file)?),
-            (None, None) => None,
+        // As in kubectl, a token wins over its file, and both over a program.
+        let token = match (filled(&user.token), filled_text(&user.token_file), &user.exec) {
+            (Some(token), ..) => Some(Token::Here(Secret::new(token.expose().trim().to_owned()))),
+            (None, Some(file), _) => Some(Token::File(self.token_file(file)?)),
+            (None, None, Some(exec)) => Some(Token::Program(self.program(cluster, exec)?)),
+            (None, None, None) => None,
         };
         let identity = match (cert, key) {
             (Some(cert), Some(key)) => Some((cert.expose().clone(), key)),
@@ -147,7 +157,7 @@ impl Reader<'_> {
             tls_name: filled_text(&cluster.tls_server_name).map(str::to_owned),
             ca_pem: ca.map(|pem| pem.expose().clone()),
             identity,
-            token: token.map(|token| Secret::new(token.expose().trim().to_owned())),
+            token,
         })
         .map_err(|e| KubeconfigError::Access {
             path: self.config.path.clone(),
@@ -159,7 +169,10 @@ impl Reader<'_> {
     /// What the entries ask for and do not get.
     fn refusal(&self, cluster: &Cluster, user: &User) -> Option<Refusal> {
         if let Some(exec) = &user.exec {
-            return Some(Refusal::Exec { command: exec.command.clone().unwrap_or_default() });
+            let command = exec.command.clone().unwrap_or_default();
+            if !self.allow.programs.iter().any(|allowed| allowed.is_absolute() && *allowed == Path::new(&command)) {
+                return Some(Refusal::Exec { command });
+            }
         }
         if let Some(provider) = &user.auth_provider {
             return Some(Refusal::AuthProvider { name: provider.name.clone().unwrap_or_default() });
@@ -233,6 +246,47 @@ impl Reader<'_> {
         read_text(&path).map_err(|why| match why {
             Unread::Missing => self.bad(field, format!("{} does not exist", path.display())),
             Unread::Other(why) => self.bad(field, format!("{}: {why}", path.display())),
+        })
+    }
+
+    /// A token's file: read once to see that it can be, and from then on where it is.
+    fn token_file(&self, file: &str) -> Result<PathBuf, KubeconfigError> {
+        let read = self.other_file("tokenFile", file)?;
+        if read.expose().trim().is_empty() {
+            return Err(self.bad("tokenFile", format!("{file} is empty")));
+        }
+        let path = self.config.path.parent().unwrap_or(Path::new("")).join(file);
+        std::path::absolute(&path).map_err(|why| self.bad("tokenFile", format!("{}: {why}", path.display())))
+    }
+
+    /// What an allowed program is run with.
+    fn program(&self, cluster: &Cluster, exec: &Exec) -> Result<ExecSpec, KubeconfigError> {
+        let api_version = filled_text(&exec.api_version).unwrap_or_default();
+        if !EXEC_VERSIONS.contains(&api_version) {
+            return Err(
+                self.bad("exec.apiVersion", format!("is {api_version:?}; known are {}", EXEC_VERSIONS.join(", ")))
+            );
+        }
+        if exec.interactive_mode.as_deref() == Some("Always") {
+            return Err(
+                self.bad("exec.interactiveMode", "is Always: the program would ask somebody, and nobody is there")
+            );
+        }
+        // As client-go has it: what the program needs to know to ask the right server for a token.
+        let about = exec.provide_cluster_info.unwrap_or_default().then(|| {
+            serde_json::json!({
+                "server": cluster.server,
+                "tls-server-name": cluster.tls_server_name,
+                "certificate-authority-data": cluster.ca_data.as_ref().map(Secret::expose),
+            })
+        });
+        let env = exec.env.iter().flatten().map(|e| (e.name.clone(), e.value.expose().clone()));
+        Ok(ExecSpec {
+            api_version: api_version.to_owned(),
+            command: PathBuf::from(exec.command.clone().unwrap_or_default()),
+            args: exec.args.clone().unwrap_or_default(),
+            env: env.collect(),
+            cluster: about,
         })
     }
 

@@ -4,13 +4,14 @@
 //! The only crate that names `kube` and `k8s-openapi`; their types stay inside. Absent: the HTTP proxy that serves
 //! `kubectl`, and everything about Headscale and the tailnet.
 //!
-//! Where to go next: [`Kubeconfig`] turns a file into a [`ClusterAccess`]; [`ApiServer`] is the client;
+//! Where to go next: [`Kubeconfig`] turns a file into a [`ClusterAccess`]; `credential.rs` keeps its token fresh; [`ApiServer`] is the client;
 //! [`router::manifests`] is the pure heart of the router, [`router::ensure`] applies it.
 
 mod access;
 mod api;
 mod cluster;
 mod connect;
+mod credential;
 mod error;
 mod kubeconfig;
 mod networks;

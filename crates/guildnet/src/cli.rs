@@ -129,6 +129,19 @@ pub(crate) struct KubeconfigArgs {
     pub(crate) context: Option<String>,
 }
 
+/// What kubeconfigs may ask for beyond their own content.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AllowArgs {
+    /// Certificates, keys and tokens may be read from other files that the kubeconfig names; a token's file is read again when it changes
+    #[arg(long)]
+    pub(crate) allow_files: bool,
+    /// This program may be run for a credential, where the kubeconfig's exec names it so; repeat for more
+    ///
+    /// It runs as you, without a shell, and can't ask anything. Its token is kept until shortly before its end.
+    #[arg(long, value_name = "ABSOLUTE PATH", value_hint = ValueHint::ExecutablePath)]
+    pub(crate) allow_exec: Vec<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     /// A cluster to connect; repeat for more [env: GUILDNET_CLUSTERS, separated by spaces]
@@ -151,6 +164,8 @@ pub(crate) struct Up {
     /// Where the Host App listens [env: GUILDNET_LISTEN] [default: 127.0.0.1:8090]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) allow: AllowArgs,
     #[command(flatten)]
     pub(crate) consent: ConsentArgs,
     /// Do not verify at the end

@@ -68,6 +68,7 @@ async fn up(args: cli::Up, context: &Context) -> Result<(), Failure> {
         listen: args.listen,
         routes: args.routes,
         image: args.image,
+        allow: args.allow,
         managed: cli::ManagedArgs { headscale_binary: args.headscale_binary, ..cli::ManagedArgs::default() },
         ..Flags::default()
     })?;

@@ -13,7 +13,7 @@ use guildnet_model::{Class, ClusterId, Networks, Secret};
 use url::Url;
 
 use crate::{
-    cli::{HeadscaleArgs, KubeconfigArgs, ManagedArgs},
+    cli::{AllowArgs, HeadscaleArgs, KubeconfigArgs, ManagedArgs},
     environment::Environment,
     failure::Failure,
 };
@@ -32,6 +32,7 @@ pub(crate) struct Flags {
     pub(crate) hostname: Option<String>,
     pub(crate) image: Option<String>,
     pub(crate) managed: ManagedArgs,
+    pub(crate) allow: AllowArgs,
 }
 
 impl Flags {
@@ -74,8 +75,19 @@ impl Flags {
             .transpose()?;
         settings.image = self.image.or_else(|| env.get("GUILDNET_ROUTER_IMAGE"));
         settings.managed = managed(self.managed, env)?;
+        settings.allow_files = self.allow.allow_files;
+        settings.allow_exec = self.allow.allow_exec.into_iter().map(program).collect::<Result<_, _>>()?;
         Ok(settings)
     }
+}
+
+/// A program by its full name: any other name could be another program tomorrow.
+fn program(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let hint = "give its absolute path, as the kubeconfig's exec has it";
+    Err(Failure::new(Class::Usage, format!("--allow-exec {}: this is no absolute path", path.display()), hint))
 }
 
 /// What is asked of a Headscale of this machine's own.

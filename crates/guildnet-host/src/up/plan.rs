@@ -45,7 +45,7 @@ pub(crate) fn read(settings: &Settings, request: &UpRequest) -> Result<Vec<Asked
 /// # Errors
 /// The file, the context, or what the kubeconfig asks for is refused.
 pub(crate) fn access(settings: &Settings, file: &KubeconfigRef) -> Result<ClusterAccess, HostError> {
-    let allow = Allow { files: settings.allow_files };
+    let allow = Allow { files: settings.allow_files, programs: settings.allow_exec.clone() };
     let kubeconfig = Kubeconfig::read(&file.path).explained()?;
     kubeconfig.access(file.context.as_deref(), &allow).explained()
 }

@@ -3,7 +3,7 @@
 use guildnet_model::{Class, DialError, Explain as _};
 
 use super::*;
-use crate::fake::{FakeApi, Pki, access, client, pair, refusal};
+use crate::fake::{FakeApi, Pki, access, client, pair, refusal, with_program};
 
 fn ok(_: &crate::fake::Seen) -> (u16, String) {
     (200, "ok".to_owned())
@@ -142,4 +142,39 @@ fn the_urls_own_port_or_443_is_dialled() {
     assert_eq!(at("https://10.0.0.1"), "10.0.0.1:443");
     assert_eq!(at("https://[fd00::1]:6443"), "[fd00::1]:6443");
     assert_eq!(at("https://api.example"), "api.example 443");
+}
+
+/// Takes the second token only.
+fn second_only(seen: &crate::fake::Seen) -> (u16, String) {
+    if seen.authorization == "Bearer t2" { (200, "ok".into()) } else { refusal(401, "Unauthorized") }
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_replaced_and_the_question_asked_again() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("program");
+    let script = "#!/bin/sh\ncd ${0%/*}\necho x >> runs\necho '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{\"token\":\"t'$(wc -l < runs)'\"}}'\n";
+    std::fs::write(&program, script).expect("written");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    let pki = Pki::new();
+    let server = FakeApi::serve(pki.server(&["10.96.0.1"]), second_only).await;
+    let api = client(with_program(pki.ca_pem(), program), server.address);
+    assert!(api.readyz().await.expect("an answer").ready);
+    let sent: Vec<String> = server.seen().into_iter().map(|seen| seen.authorization).collect();
+    assert_eq!(sent, ["Bearer t1", "Bearer t2"]);
+}
+
+#[tokio::test]
+async fn a_program_that_fails_is_told_and_nothing_is_sent() {
+    let pki = Pki::new();
+    let server = FakeApi::serve(pki.server(&["10.96.0.1"]), ok).await;
+    let api = client(with_program(pki.ca_pem(), "/bin/false".into()), server.address);
+    let error = api.readyz().await.expect_err("no token");
+    assert_eq!(error.class(), Class::Credentials);
+    assert!(
+        error.to_string().ends_with("the program /bin/false that gets its credential: it ended with exit code 1"),
+        "{error}"
+    );
+    assert!(server.seen().is_empty());
 }

@@ -185,8 +185,14 @@ impl Explain for KubeconfigError {
             Self::Field { path, context, .. } | Self::Access { path, context, .. } => inlined(path, context),
             Self::NoCredential { .. } => own.into(),
             Self::Refused { path, context, asks } => match asks {
-                Refusal::File { .. } => inlined(path, context),
-                Refusal::Exec { .. } | Refusal::AuthProvider { .. } | Refusal::Impersonation => own.into(),
+                Refusal::File { .. } => format!("{}; or allow it with --allow-files", inlined(path, context)),
+                Refusal::Exec { command } if command.starts_with('/') => {
+                    format!("if you trust that program, allow it with --allow-exec {command}; or {own}")
+                }
+                Refusal::Exec { command } => format!(
+                    "write the program's absolute path into the kubeconfig ('command -v {command}' tells it) and allow it with --allow-exec PATH; or {own}"
+                ),
+                Refusal::AuthProvider { .. } | Refusal::Impersonation => own.into(),
                 Refusal::SkipsTls => {
                     "give the cluster's own authority as certificate-authority-data in place of insecure-skip-tls-verify".into()
                 }

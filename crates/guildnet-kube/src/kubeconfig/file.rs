@@ -81,9 +81,28 @@ pub(super) struct User {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Exec {
     #[serde(default)]
+    pub(super) api_version: Option<String>,
+    #[serde(default)]
     pub(super) command: Option<String>,
+    #[serde(default)]
+    pub(super) args: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) env: Option<Vec<Variable>>,
+    #[serde(default)]
+    pub(super) interactive_mode: Option<String>,
+    #[serde(default)]
+    pub(super) provide_cluster_info: Option<bool>,
+}
+
+/// A variable that a program is given.
+#[derive(Deserialize)]
+pub(super) struct Variable {
+    pub(super) name: String,
+    #[serde(deserialize_with = "present")]
+    pub(super) value: Secret<String>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +113,10 @@ pub(super) struct AuthProvider {
 
 fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret<String>>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.map(Secret::new))
+}
+
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Secret<String>, D::Error> {
+    String::deserialize(from).map(Secret::new)
 }
 
 /// Where the parser stopped. Its message is not kept: it quotes the text around the place, which may be a key.

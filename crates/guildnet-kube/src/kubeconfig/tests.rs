@@ -173,9 +173,53 @@ fn damaged_material_names_its_field() {
 fn other_files_are_read_from_beside_the_kubeconfig_once_allowed() {
     let pki = Pki::new();
     let written = Written::entries(&format!("{SERVER}, certificate-authority: ca.crt"), "token: abc");
-    let allowed = |written: &Written| written.read().expect("read").access(None, &Allow { files: true });
+    let allowed =
+        |written: &Written| written.read().expect("read").access(None, &Allow { files: true, ..Allow::default() });
     let missing = allowed(&written).expect_err("not there").to_string();
     assert!(missing.contains("certificate-authority ") && missing.ends_with("ca.crt does not exist"), "{missing}");
     fs::write(written.folder.path().join("ca.crt"), pki.ca_pem()).expect("written");
     allowed(&written).expect("a credential");
+}
+
+#[tokio::test]
+async fn a_token_file_is_kept_by_its_place_and_read_again() {
+    let written = Written::entries(SERVER, "tokenFile: sub/token");
+    let allow = Allow { files: true, ..Allow::default() };
+    let read = || written.read().expect("read").access(None, &allow);
+    assert!(read().expect_err("not there").to_string().ends_with("sub/token does not exist"));
+    fs::create_dir(written.folder.path().join("sub")).expect("made");
+    fs::write(written.folder.path().join("sub/token"), "one\n").expect("written");
+    let access = read().expect("a credential");
+    fs::write(written.folder.path().join("sub/token"), "another\n").expect("written");
+    let sealed = ClusterAccess::from_secret_bytes(&access.to_secret_bytes()).expect("read back");
+    for access in [access, sealed] {
+        let bearer = access.bearer().await.expect("a token").expect("some");
+        assert_eq!(bearer.as_bytes(), b"Bearer another", "the file counts, not what it held then");
+    }
+}
+
+#[test]
+fn a_program_is_taken_only_by_its_full_name_and_where_nobody_is_asked() {
+    let exec = |fields: &str| {
+        Written::entries(SERVER, &format!("exec: {{apiVersion: client.authentication.k8s.io/v1, {fields}}}"))
+    };
+    let said = |fields: &str, allowed: &str| {
+        let allow = Allow { programs: vec![allowed.into()], ..Allow::default() };
+        let error = exec(fields).read().expect("read").access(None, &allow).expect_err("refused");
+        (error.to_string().split("\"home\"").nth(1).expect("a context").to_owned(), error.hint().expect("a hint"))
+    };
+    let (error, hint) = said("command: /usr/bin/helper", "/usr/bin/other");
+    assert_eq!(error, " is refused: it runs a program to get its credential (exec: \"/usr/bin/helper\")");
+    assert!(hint.contains("--allow-exec /usr/bin/helper"), "{hint}");
+    let (_, hint) = said("command: helper", "helper");
+    assert!(hint.contains("command -v helper"), "{hint}");
+    said("command: /usr/bin/../bin/helper", "/usr/bin/helper2");
+    let asks = said("command: /x, interactiveMode: Always", "/x").0;
+    assert!(asks.contains("exec.interactiveMode is Always"), "{asks}");
+    let allow = Allow { programs: vec!["/x".into()], ..Allow::default() };
+    let older = Written::entries(SERVER, "exec: {apiVersion: client.authentication.k8s.io/v1alpha1, command: /x}");
+    let error = older.read().expect("read").access(None, &allow).expect_err("refused").to_string();
+    assert!(error.contains("exec.apiVersion is \"client.authentication.k8s.io/v1alpha1\""), "{error}");
+    let good = exec("command: /x, interactiveMode: IfAvailable, args: [a], env: [{name: N, value: v}]");
+    good.read().expect("read").access(None, &allow).expect("a credential");
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
-use super::{ConsentArgs, HeadscaleArgs, KubeconfigArgs, OutputArgs};
+use super::{AllowArgs, ConsentArgs, HeadscaleArgs, KubeconfigArgs, OutputArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
     /// Add a cluster, or replace it
-    Add(ClusterAdd),
+    Add(Box<ClusterAdd>),
     /// List the clusters
     List(OutputArgs),
     /// Show one cluster (never its secrets)
@@ -76,6 +76,8 @@ pub(crate) struct ClusterAdd {
     /// Replace a cluster of this name
     #[arg(long)]
     pub(crate) replace: bool,
+    #[command(flatten)]
+    pub(crate) allow: AllowArgs,
     #[command(flatten)]
     pub(crate) consent: ConsentArgs,
     #[command(flatten)]

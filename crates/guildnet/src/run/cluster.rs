@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) async fn run(command: Cluster, context: &Context) -> Result<(), Failure> {
     match command {
-        Cluster::Add(args) => add(args, context).await,
+        Cluster::Add(args) => add(*args, context).await,
         Cluster::List(args) => {
             let settings = context.settings(Flags::default())?;
             let clusters = guildnet_host::cluster_list(&settings).await?;
@@ -79,6 +79,7 @@ async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
         headscale: args.headscale,
         login_server: args.login_server,
         routes: args.routes,
+        allow: args.allow,
         ..Flags::default()
     })?;
     let request = AddRequest {

@@ -71,7 +71,27 @@ fn a_kubeconfig_that_would_run_a_program() {
         "token: a-token",
         "exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/touch, args: [ran]}",
     );
-    up_with(&text).refused(2, &["given.yaml", "/bin/touch"]);
+    up_with(&text).refused(2, &["given.yaml", "/bin/touch", "--allow-exec /bin/touch"]);
+}
+
+#[test]
+fn a_program_is_allowed_by_its_full_name_only() {
+    let text = good("x").replace(
+        "token: a-token",
+        "exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/touch, args: [ran]}",
+    );
+    let with = |allowed: &str| {
+        prepared(
+            |s| {
+                s.kubeconfig("given.yaml", &text);
+            },
+            |s| s.up(&["--cluster", &format!("a={}", s.text("given.yaml")), "--allow-exec", allowed]),
+        )
+    };
+    with("touch").refused(2, &["--allow-exec touch", "absolute path"]);
+    with("/usr/bin/touch").refused(2, &["/bin/touch"]);
+    // Allowed, it is taken: what is missing then is the server.
+    with("/bin/touch").refused(5, &["127.0.0.1:9"]);
 }
 
 #[test]

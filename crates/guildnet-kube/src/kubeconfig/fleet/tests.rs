@@ -294,7 +294,7 @@ fn what_can_not_be_kept_is_refused_with_its_place() {
     assert_eq!(said("just a sentence"), "it is no kubeconfig: the whole of it is no map");
     assert_eq!(said("kind: Pod\n"), "it is no kubeconfig: its kind is not Config");
     assert_eq!(said("clusters: {a: 1}\n"), "it is no kubeconfig: its clusters is no list");
-    assert_eq!(said(&"[".repeat(100)), "line 1 is nested deeper than 64 levels");
+    assert_eq!(said(&format!("{}{}", "[".repeat(100), "]".repeat(100))), "line 1 is nested deeper than 64 levels");
     assert_eq!(said(&" ".repeat(MAX_TEXT + 1)), "it is larger than 4 MiB");
 }
 
