@@ -135,10 +135,10 @@ pub(crate) struct AllowArgs {
     /// Certificates, keys and tokens may be read from other files that the kubeconfig names; a token's file is read again when it changes
     #[arg(long)]
     pub(crate) allow_files: bool,
-    /// This program may be run for a credential, where the kubeconfig's exec names it so; repeat for more
+    /// This program, by its absolute path, may be run for a credential where the kubeconfig's exec names it so; repeat for more
     ///
     /// It runs as you, without a shell, and can't ask anything. Its token is kept until shortly before its end.
-    #[arg(long, value_name = "ABSOLUTE PATH", value_hint = ValueHint::ExecutablePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::ExecutablePath)]
     pub(crate) allow_exec: Vec<PathBuf>,
 }
 

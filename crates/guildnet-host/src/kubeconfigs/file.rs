@@ -238,3 +238,61 @@ impl Drop for Beside {
         let _ = fs::remove_file(&self.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret<String> {
+        Secret::new(text.into())
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("read").map(|e| e.expect("an entry").file_name());
+        let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_freed_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config");
+        let first = Locks::take(std::slice::from_ref(&file)).await.expect("free");
+        // Both files, one of them twice: the order and the repetition must not lock out ourselves.
+        let both = [file.clone(), folder.path().join("another"), file.clone(), folder.path().join("none/config")];
+        let (second, ()) = tokio::join!(Locks::take(&both), async { drop(first) });
+        let second = second.expect("waited for");
+        assert_eq!(names(folder.path()), ["another.lock", "config.lock"]);
+        drop(second);
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_stays_frees_those_that_were_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("b.lock"), "").expect("written");
+        let refused = Locks::take(&[folder.path().join("b"), folder.path().join("a")]).await.expect_err("held");
+        assert!(refused.to_string().ends_with("b.lock is there"), "{refused}");
+        assert_eq!(names(folder.path()), ["b.lock"]);
+    }
+
+    #[test]
+    fn what_another_program_wrote_meanwhile_is_not_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config");
+        let not_there = Kept::read(&file).expect("read");
+        fs::write(&file, "theirs").expect("written");
+        let there = Kept::read(&file).expect("read");
+        fs::write(&file, "theirs again").expect("written");
+        for kept in [not_there, there] {
+            let refused = kept.replace(&secret("ours")).expect_err("changed");
+            assert!(refused.to_string().ends_with("was changed by another program just now"), "{refused}");
+        }
+        assert_eq!(fs::read_to_string(&file).expect("read"), "theirs again");
+        assert_eq!(names(folder.path()), ["config"], "nothing is left beside it");
+        Kept::read(&file).expect("read").replace(&secret("ours")).expect("written");
+        assert_eq!(fs::read_to_string(&file).expect("read"), "ours");
+        assert_eq!(fs::read_to_string(folder.path().join("config.guildnet-backup")).expect("read"), "theirs again");
+    }
+}

@@ -37,9 +37,11 @@ const MAX_SAID: usize = 4 << 10;
 /// How much of that a person is shown, in letters.
 const MAX_SHOWN: usize = 300;
 /// A token this near its end is replaced while it is still used: a run takes seconds, clouds give them 10 minutes or more.
-const SOON: Duration = Duration::from_secs(60);
-/// A token this near its end is not used any more: for the time a request is on its way, and clocks that differ.
-const OVER: Duration = Duration::from_secs(5);
+/// Of one that lives shorter, the last quarter.
+const SOON: (Duration, u32) = (Duration::from_secs(60), 4);
+/// A token this near its end is not used any more: for the time a request is on its way, and clocks that differ. Of one
+/// that lives shorter than that allows, the last eighth.
+const OVER: (Duration, u32) = (Duration::from_secs(5), 8);
 /// After a run that failed, or whose token was refused at once, there is no other for this long: a program that is broken
 /// must not be run for every request of a busy client.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -98,7 +100,23 @@ struct State {
 #[derive(Clone, Debug)]
 struct Held {
     bearer: HeaderValue,
-    ends: Option<SystemTime>,
+    ends: Option<Ends>,
+}
+
+/// From when on a token is to be replaced, and not to be used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ends {
+    soon: SystemTime,
+    over: SystemTime,
+}
+
+impl Ends {
+    /// Of a token that was got now.
+    fn of(end: SystemTime, now: SystemTime) -> Self {
+        let life = end.duration_since(now).unwrap_or_default();
+        let before = |(most, share): (Duration, u32)| end - most.min(life / share);
+        Self { soon: before(SOON), over: before(OVER) }
+    }
 }
 
 /// What a token is good for.
@@ -111,11 +129,10 @@ enum Age {
 }
 
 /// How old a token is that ends then; one without an end never is.
-fn age(ends: Option<SystemTime>, now: SystemTime) -> Age {
-    let left = ends.map(|ends| ends.duration_since(now).unwrap_or_default());
-    match left {
-        Some(left) if left <= OVER => Age::Over,
-        Some(left) if left <= SOON => Age::Soon,
+fn age(ends: Option<Ends>, now: SystemTime) -> Age {
+    match ends {
+        Some(ends) if ends.over <= now => Age::Over,
+        Some(ends) if ends.soon <= now => Age::Soon,
         _ => Age::Good,
     }
 }
@@ -324,7 +341,7 @@ fn held(output: &Secret<Vec<u8>>, api_version: &str) -> Result<Held, String> {
         });
     };
     let bearer = header(&token).ok_or("its token has letters that no HTTP header may hold")?;
-    let ends = status.expiration_timestamp.map(SystemTime::from);
+    let ends = status.expiration_timestamp.map(|end| Ends::of(end.into(), SystemTime::now()));
     Ok(Held { bearer, ends })
 }
 

@@ -61,11 +61,18 @@ impl Tried {
 
 #[test]
 fn a_token_is_replaced_before_its_end_and_not_used_at_it() {
-    let now = SystemTime::now();
-    let of = |left: u64| age(Some(now + Duration::from_secs(left)), now);
-    assert_eq!([5, 6, 60, 61].map(of), [Age::Over, Age::Soon, Age::Soon, Age::Good]);
-    assert_eq!(age(Some(now - Duration::from_secs(1)), now), Age::Over);
-    assert_eq!(age(None, now), Age::Good);
+    let got = SystemTime::now();
+    let of = |life: u64, after: u64| {
+        age(Some(Ends::of(got + Duration::from_secs(life), got)), got + Duration::from_secs(after))
+    };
+    assert_eq!(
+        [0, 839, 840, 894, 895, 1_000].map(|after| of(900, after)),
+        [Age::Good, Age::Good, Age::Soon, Age::Soon, Age::Over, Age::Over]
+    );
+    // One that lives for seconds is not fetched again with every request.
+    assert_eq!([0, 5, 6, 7].map(|after| of(8, after)), [Age::Good, Age::Good, Age::Soon, Age::Over]);
+    assert_eq!(age(Some(Ends::of(got - Duration::from_secs(1), got)), got), Age::Over);
+    assert_eq!(age(None, got), Age::Good);
 }
 
 #[tokio::test]
@@ -81,9 +88,10 @@ async fn all_requests_share_one_run_and_its_token_until_that_ends() {
 
 #[tokio::test]
 async fn near_its_end_a_token_is_used_while_the_next_one_is_fetched() {
-    let soon = Timestamp::try_from(SystemTime::now() + Duration::from_secs(40)).expect("a time");
-    let tried = Tried::giving(&soon.to_string());
+    let tried = Tried::giving(FAR);
     assert_eq!(tried.token().await, "t1");
+    tried.program.state.lock().await.held.as_mut().expect("held").ends.as_mut().expect("an end").soon =
+        SystemTime::now();
     assert_eq!(tried.token().await, "t1", "nobody waits");
     tried.program.state.lock().await.finish().await.expect("the next one");
     assert_eq!(tried.token().await, "t2");
