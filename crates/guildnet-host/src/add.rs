@@ -20,7 +20,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
-    kubeconfigs_follow,
+    kubeconfigs::kubeconfigs_follow,
     networks::{Before, Settled, settle},
     preflight::{self, Purpose},
     reach::directly,

@@ -67,15 +67,11 @@ pub struct KubeconfigDone {
     pub changes: Vec<KubeconfigChange>,
 }
 
-/// Writes the fleet's contexts into kubeconfigs, and takes out those of clusters that are gone. Files that have them
-/// already stay as they are.
-///
-/// # Errors
-/// A cluster is not known, or none is; a file is no kubeconfig, is locked or read-only; an entry of the same name is
-/// somebody else's. Files that were written before that stay written.
-/// # Cancellation
-/// Dropping the future leaves whole files, and locks that are freed.
-pub async fn kubeconfig_write(settings: &Settings, asked: &KubeconfigWrite) -> Result<KubeconfigDone, HostError> {
+/// See [`crate::kubeconfig_write`].
+pub(crate) async fn kubeconfig_write(
+    settings: &Settings,
+    asked: &KubeconfigWrite,
+) -> Result<KubeconfigDone, HostError> {
     let known = known(settings).await?;
     let ids = chosen(&known, &asked.clusters)?;
     let current = current(&ids, asked.set_current.as_ref())?;
@@ -114,11 +110,8 @@ pub async fn kubeconfig_write(settings: &Settings, asked: &KubeconfigWrite) -> R
     Ok(KubeconfigDone { contexts: ids.iter().map(context_name).collect(), changes: changes.files })
 }
 
-/// The fleet's contexts as a kubeconfig of their own.
-///
-/// # Errors
-/// A cluster is not known, or none is.
-pub async fn kubeconfig_print(
+/// See [`crate::kubeconfig_print`].
+pub(crate) async fn kubeconfig_print(
     settings: &Settings,
     clusters: &[ClusterId],
     set_current: Option<&ClusterId>,
@@ -136,14 +129,8 @@ pub async fn kubeconfig_print(
     document.text().explained()
 }
 
-/// Takes this home folder's entries out of kubeconfigs: those of the named clusters, all if none is named. Looks into the
-/// files that are given and, if `remembered`, into all that were ever written.
-///
-/// # Errors
-/// A file is no kubeconfig, is locked or read-only.
-/// # Cancellation
-/// As in [`kubeconfig_write`].
-pub async fn kubeconfig_remove(
+/// See [`crate::kubeconfig_remove`].
+pub(crate) async fn kubeconfig_remove(
     settings: &Settings,
     files: &[PathBuf],
     remembered: bool,
@@ -195,9 +182,8 @@ pub fn kubeconfig_files(settings: &Settings) -> Result<Vec<PathBuf>, HostError> 
     Ok(Memory::read(&settings.home)?.files.into_iter().map(|known| known.file).collect())
 }
 
-/// Brings the kubeconfigs that the fleet was written to in step with it. What can't be done is told, and is no failure of
-/// what called for it.
-pub async fn kubeconfigs_follow(settings: &Settings, progress: &dyn Progress) {
+/// See [`crate::kubeconfigs_follow`].
+pub(crate) async fn kubeconfigs_follow(settings: &Settings, progress: &dyn Progress) {
     let told = |why: &HostError| {
         let hint = why.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         progress.step(None, &format!("kubeconfig not brought in step: {why}{hint}"));

@@ -51,7 +51,6 @@ pub use host::{Deps, Drain, Host, HostConfig};
 pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse};
 pub use kubeconfigs::{
     KubeCredential, KubeconfigChange, KubeconfigDone, KubeconfigWrite, kube_credential, kubeconfig_files,
-    kubeconfig_print, kubeconfig_remove, kubeconfig_write, kubeconfigs_follow,
 };
 pub use managed::{
     AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan, unit,

@@ -3,10 +3,10 @@
 //! Each stands here once more than where it is written, since an async function is compiled again in every program that
 //! awaits it; boxed here, it is compiled with this crate alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_util::future::LocalBoxFuture;
-use guildnet_model::{ClusterId, Networks, Target};
+use guildnet_model::{ClusterId, Networks, Secret, Target};
 
 use crate::{verify::Report, *};
 
@@ -339,4 +339,50 @@ pub fn headscale_backup<'a>(settings: &'a Settings, to: Option<&'a Path>) -> Ope
 /// What a start needs is missing, another supervisor has the folder, or Headscale ends before it has answered once.
 pub fn headscale_serve<'a>(settings: &'a Settings, progress: &'a dyn Progress) -> Operation<'a, ()> {
     Box::pin(managed::supervise::headscale_serve(settings, progress))
+}
+
+/// Writes the fleet's contexts into kubeconfigs, and takes out those of clusters that are gone. Files that have them
+/// already stay as they are.
+///
+/// # Errors
+/// A cluster is not known, or none is; a file is no kubeconfig, is locked or read-only; an entry of the same name is
+/// somebody else's. Files that were written before that stay written.
+/// # Cancellation
+/// Dropping the future leaves whole files, and locks that are freed.
+pub fn kubeconfig_write<'a>(settings: &'a Settings, asked: &'a KubeconfigWrite) -> Operation<'a, KubeconfigDone> {
+    Box::pin(kubeconfigs::kubeconfig_write(settings, asked))
+}
+
+/// The fleet's contexts as a kubeconfig of their own.
+///
+/// # Errors
+/// A cluster is not known, or none is.
+pub fn kubeconfig_print<'a>(
+    settings: &'a Settings,
+    clusters: &'a [ClusterId],
+    set_current: Option<&'a ClusterId>,
+) -> Operation<'a, Secret<String>> {
+    Box::pin(kubeconfigs::kubeconfig_print(settings, clusters, set_current))
+}
+
+/// Takes this home folder's entries out of kubeconfigs: those of the named clusters, all if none is named. Looks into the
+/// files that are given and, if `remembered`, into all that were ever written.
+///
+/// # Errors
+/// A file is no kubeconfig, is locked or read-only.
+/// # Cancellation
+/// As in [`kubeconfig_write`].
+pub fn kubeconfig_remove<'a>(
+    settings: &'a Settings,
+    files: &'a [PathBuf],
+    remembered: bool,
+    clusters: &'a [ClusterId],
+) -> Operation<'a, KubeconfigDone> {
+    Box::pin(kubeconfigs::kubeconfig_remove(settings, files, remembered, clusters))
+}
+
+/// Brings the kubeconfigs that the fleet was written to in step with it. What can't be done is told, and is no failure of
+/// what called for it.
+pub fn kubeconfigs_follow<'a>(settings: &'a Settings, progress: &'a dyn Progress) -> LocalBoxFuture<'a, ()> {
+    Box::pin(kubeconfigs::kubeconfigs_follow(settings, progress))
 }

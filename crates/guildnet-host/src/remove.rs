@@ -19,7 +19,7 @@ use crate::{
     error::Explained as _,
     fleet,
     host::Deps,
-    kubeconfigs_follow,
+    kubeconfigs::kubeconfigs_follow,
     reach::{Reached, Via, Ways, reach},
     router,
     server::Server,
