@@ -25,6 +25,7 @@ use crate::{
     ClusterAccess, KubeError,
     connect::{Connect, Peer},
     error::KubeCause,
+    forward::{self, Pool},
 };
 
 /// How long one request may take, connecting included: the API server's own limit for what we ask is far below a
@@ -33,10 +34,10 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
 /// A connection with a request on it is pinged this often, so that a dead one is noticed: a tailnet does not always
 /// reset streams when its far end is replaced.
-const PING_EVERY: Duration = Duration::from_secs(3);
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(3);
 
 /// How long a ping may stay unanswered.
-const PING_LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const PING_LIMIT: Duration = Duration::from_secs(3);
 
 /// What is wanted of an API client.
 #[derive(Clone, Debug)]
@@ -49,12 +50,16 @@ pub struct ApiServerSpec {
 
 /// A client for one API server. Cheap to clone; dropping the last clone closes its connections.
 #[derive(Clone)]
-pub struct ApiServer(Arc<Inner>);
+pub struct ApiServer(pub(crate) Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     server: String,
     client: kube::Client,
-    tasks: Tasks,
+    /// What is passed on has connections of its own: however much it is, our own questions do not wait behind it.
+    pub(crate) pool: Pool,
+    pub(crate) upgrades: Connect,
+    pub(crate) target: forward::Target,
+    pub(crate) tasks: Tasks,
 }
 
 impl Drop for Inner {
@@ -93,12 +98,24 @@ impl ApiServer {
             .pool_timer(TokioTimer::new())
             .http2_keep_alive_interval(PING_EVERY)
             .http2_keep_alive_timeout(PING_LIMIT)
-            .build::<_, Body>(connect);
+            .build::<_, Body>(connect.clone());
         let with_credential = access.clone();
         let service = tower::service_fn(move |request| send(http.clone(), with_credential.clone(), request));
         let client = kube::Client::new(service, "default");
         let server = access.server().as_str().trim_end_matches('/').to_owned();
-        Self(Arc::new(Inner { server, client, tasks }))
+        Self(Arc::new(Inner {
+            server,
+            client,
+            pool: Pool::new(connect.clone(), tasks.clone()),
+            upgrades: forward::for_upgrades(&connect, access),
+            target: forward::Target::new(access),
+            tasks,
+        }))
+    }
+
+    /// The server's URL, as its kubeconfig names it.
+    pub fn url(&self) -> &Url {
+        self.0.target.base()
     }
 
     /// Asks `/readyz`. A server that answers "not ready" is an answer, not an error.
@@ -188,7 +205,7 @@ impl fmt::Debug for ApiServer {
 
 /// Runs the HTTP client's connections, and ends them with it.
 #[derive(Clone)]
-struct Tasks {
+pub(crate) struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
 }

@@ -87,7 +87,7 @@ pub(crate) struct Connect {
 }
 
 impl Connect {
-    async fn connect(self) -> Result<Stream, ConnectError> {
+    pub(crate) async fn connect(self) -> Result<Stream, ConnectError> {
         let io = self.dial().await?;
         let stream = timeout(HANDSHAKE_LIMIT, self.tls.connect(self.name, io))
             .await
@@ -131,12 +131,15 @@ impl Service<Uri> for Connect {
 /// A TLS stream that tells the HTTP client which protocol was agreed on.
 pub(crate) struct Stream(TokioIo<TlsStream<Box<dyn Io>>>);
 
+impl Stream {
+    pub(crate) fn is_http2(&self) -> bool {
+        self.0.inner().get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+}
+
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        match self.0.inner().get_ref().1.alpn_protocol() {
-            Some(b"h2") => Connected::new().negotiated_h2(),
-            _ => Connected::new(),
-        }
+        if self.is_http2() { Connected::new().negotiated_h2() } else { Connected::new() }
     }
 }
 

@@ -127,18 +127,22 @@ impl KubeCause {
 
 impl From<kube::Error> for KubeCause {
     fn from(e: kube::Error) -> Self {
-        let lost = |e: &(dyn StdError + 'static)| from_chain(e).unwrap_or_else(|| Self::Lost { why: innermost(e) });
         match e {
             kube::Error::Api(status) => Self::from_status(status.code, status.message),
-            kube::Error::Service(e) => lost(e.as_ref()),
-            kube::Error::HyperError(e) => lost(&e),
-            kube::Error::ReadEvents(e) => lost(&e),
+            kube::Error::Service(e) => Self::lost(e.as_ref()),
+            kube::Error::HyperError(e) => Self::lost(&e),
+            kube::Error::ReadEvents(e) => Self::lost(&e),
             other => Self::Answer { why: innermost(&other) },
         }
     }
 }
 
 impl KubeCause {
+    /// The cause behind an error of a connection: ours, or one of TLS, else that it broke.
+    pub(crate) fn lost(e: &(dyn StdError + 'static)) -> Self {
+        from_chain(e).unwrap_or_else(|| Self::Lost { why: innermost(e) })
+    }
+
     /// The cause behind an answer that is an error.
     pub(crate) fn from_status(code: u16, message: String) -> Self {
         let why = if message.is_empty() { format!("HTTP status {code}") } else { message };

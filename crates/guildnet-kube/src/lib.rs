@@ -1,10 +1,11 @@
 //! Kubernetes, reached through any [`Dialer`](guildnet_model::Dialer): kubeconfig files, a client for the API server,
-//! what a cluster says about itself, and the subnet router that runs in it.
+//! what a cluster says about itself, the subnet router that runs in it, and the way for requests that are passed on.
 //!
-//! The only crate that names `kube` and `k8s-openapi`; their types stay inside. Absent: the HTTP proxy that serves
-//! `kubectl`, and everything about Headscale and the tailnet.
+//! The only crate that names `kube` and `k8s-openapi`; their types stay inside. Absent: what a proxy
+//! lets pass (`guildnet-host` decides that), and everything about Headscale and the tailnet.
 //!
-//! Where to go next: [`Kubeconfig`] turns a file into a [`ClusterAccess`]; `credential.rs` keeps its token fresh; [`ApiServer`] is the client;
+//! Where to go next: [`Kubeconfig`] turns a file into a [`ClusterAccess`], whose token `credential.rs` keeps fresh; [`ApiServer`]
+//! is the client, [`ApiServer::forward`] its way for others' requests;
 //! [`router::manifests`] is the pure heart of the router, [`router::ensure`] applies it.
 
 mod access;
@@ -13,6 +14,7 @@ mod cluster;
 mod connect;
 mod credential;
 mod error;
+mod forward;
 mod kubeconfig;
 mod networks;
 pub mod preflight;
@@ -26,6 +28,7 @@ pub use access::{AccessError, ClusterAccess};
 pub use api::{ApiServer, ApiServerSpec, Readyz};
 pub use connect::DirectDialer;
 pub use error::{KubeCause, KubeError};
+pub use forward::{ForwardBody, Upgrade};
 pub use kubeconfig::{
     Allow, Kubeconfig, KubeconfigError, Refusal,
     fleet::{FleetDocument, FleetError, FleetOwner, context_name},
