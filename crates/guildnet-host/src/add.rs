@@ -55,6 +55,8 @@ pub struct AddRequest {
     pub site: Option<SiteNumber>,
     /// Replace a cluster of that id.
     pub replace: bool,
+    /// Let nothing through the Host App that changes something there. `false` leaves a replaced cluster's switch as it is.
+    pub read_only: bool,
     /// What may be done to what others have on the Headscale server.
     pub consent: Consent,
 }
@@ -87,6 +89,8 @@ pub struct ClusterInfo {
     pub has_client_key: bool,
     /// Whether a person has disconnected it.
     pub disconnected: bool,
+    /// Whether the Host App passes on only what changes nothing there.
+    pub read_only: bool,
 }
 
 impl ClusterInfo {
@@ -104,6 +108,7 @@ impl ClusterInfo {
             site: record.site,
             has_client_key: record.client_auth_key.is_some(),
             disconnected: record.disconnected,
+            read_only: record.read_only,
         }
     }
 }
@@ -273,6 +278,7 @@ fn compose(
         api_address: seen.as_ref().map(|s| s.address.addr()).or_else(|| old.and_then(|o| o.api_address)),
         cluster_uid: seen.map(|s| s.uid).or_else(|| old.and_then(|o| o.cluster_uid.clone())),
         disconnected: false,
+        read_only: request.read_only || old.is_some_and(|o| o.read_only),
         created: old.map_or(now, |o| o.created),
         updated: now,
         login_server,

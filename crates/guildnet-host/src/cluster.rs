@@ -254,6 +254,15 @@ impl ClusterHandle {
         Ok(api)
     }
 
+    /// The same for a request that a person waits for: it waits only for a connector that is just starting.
+    ///
+    /// # Errors
+    /// As [`Self::api`].
+    pub(crate) async fn api_soon(&self) -> Result<ApiServer, HostError> {
+        let starting = matches!(self.status().state, ConnectorState::Starting | ConnectorState::Syncing);
+        self.api(if starting { DIAL_PATIENCE } else { Duration::ZERO }).await
+    }
+
     fn client(&self, address: Target, dialer: Arc<dyn Dialer>) -> ApiServer {
         let access = self.0.spec.access.clone();
         ApiServer::new(&ApiServerSpec { access, address: Some(address) }, dialer)

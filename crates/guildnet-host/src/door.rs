@@ -2,6 +2,7 @@
 //!
 //! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`: by which token), `door/routes.rs` what there is behind it, `door/serve.rs` moves the bytes,
 //!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
+//! - Behind `/k8s/` is `proxy.rs`, with rules of its own.
 //! - Loopback only: the certificate names nothing else. No cookies, no CORS, no page yet.
 //!
 //! Bound by [`Door::bind`], so that a port that is taken is known before anything runs; serving begins with
@@ -34,7 +35,7 @@ pub use token::token;
 pub(crate) use routes::{DIAL_PROTOCOL, Verify};
 pub(crate) use token::existing as existing_token;
 
-use crate::HostError;
+use crate::{HostError, proxy::Limits};
 use gate::Gate;
 use serve::{Certificate, Server};
 
@@ -58,6 +59,16 @@ impl Door {
     /// [`Class::Usage`] for an address that is not 127.0.0.1 or ::1, [`Class::Conflict`] if the port is taken; a
     /// certificate or token that can't be made or used.
     pub async fn bind(home: &Path, listen: SocketAddr, api: Arc<dyn HostApi>) -> Result<Self, HostError> {
+        Self::bind_with(home, listen, api, Limits::default()).await
+    }
+
+    /// [`Door::bind`] with a test's limits for each cluster.
+    pub(crate) async fn bind_with(
+        home: &Path,
+        listen: SocketAddr,
+        api: Arc<dyn HostApi>,
+        limits: Limits,
+    ) -> Result<Self, HostError> {
         if ![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&listen.ip()) {
             return Err(HostError::new(
                 Class::Usage,
@@ -70,7 +81,7 @@ impl Door {
         let address = listener.local_addr().map_err(|why| not_bound(listen, &why))?;
         let certificate = Certificate::load(home)?;
         let gate = Gate::new(address, token(home)?);
-        Ok(Self { listener, address, server: Server::new(gate, certificate, api) })
+        Ok(Self { listener, address, server: Server::new(gate, certificate, api, limits) })
     }
 
     /// Where it listens (with the port that the system gave, if 0 was asked for).

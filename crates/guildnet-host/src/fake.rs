@@ -141,6 +141,7 @@ pub(crate) fn record(id: &str) -> ClusterRecord {
         api_address: None,
         cluster_uid: None,
         disconnected: false,
+        read_only: false,
         created: now,
         updated: now,
         id,

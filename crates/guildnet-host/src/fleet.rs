@@ -153,6 +153,20 @@ impl Fleet {
         self.members().values().filter(resting).map(|m| (m.record.id.clone(), m.record.routes.clone())).collect()
     }
 
+    /// Whether only what changes nothing is passed on to a cluster.
+    ///
+    /// # Errors
+    /// It is not there, is disconnected, or its record can't be used.
+    pub(crate) fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+        self.handle(id)?;
+        Ok(self.is_read_only(id))
+    }
+
+    /// The switch alone; a cluster that is not there has it off.
+    pub(crate) fn is_read_only(&self, id: &ClusterId) -> bool {
+        self.members().get(id).is_some_and(|m| m.record.read_only)
+    }
+
     /// The key with which new routers of a cluster join, if it is kept here.
     pub(crate) fn router_key(&self, id: &ClusterId) -> Option<Secret<String>> {
         self.members().get(id).and_then(|m| m.record.router_auth_key.clone())
@@ -201,9 +215,10 @@ impl Fleet {
 }
 
 /// Whether a changed record means another connector or another client. What was only found out about the cluster, and
-/// what only its routers use, does not; a new client key does, since it was made because the old one did not admit.
+/// what only its routers use, does not, nor does what only the door asks; a new client key does, since it was made because the old one did not admit.
 fn needs_restart(old: &ClusterRecord, new: &ClusterRecord) -> bool {
-    let ignored = ["router key", "API server address", "cluster UID", "namespace", "namespace number"];
+    let ignored =
+        ["router key", "API server address", "cluster UID", "namespace", "namespace number", "read-only switch"];
     old.differences(new).iter().any(|field| !ignored.contains(field))
 }
 
@@ -337,6 +352,19 @@ mod tests {
         assert!(a.checks.is_empty(), "{a:?}");
         let unknown = verify::verify_fleet(&fleet, &[id("x")]).await.expect_err("not known");
         assert_eq!(unknown.class(), Class::NotFound);
+        fleet.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_read_only_switch_is_followed_without_a_new_connector() {
+        let (_home, fleet, connectors) = fleet(&[record("a")]).await;
+        assert_eq!(fleet.read_only(&id("a")), Ok(false));
+        fleet.store.replace(&ClusterRecord { read_only: true, ..record("a") }).await.expect("stored");
+        assert_eq!(fleet.reload().await.expect("read"), Changes::default());
+        assert_eq!(fleet.read_only(&id("a")), Ok(true));
+        assert!(status::of_clusters(&fleet).await[0].read_only, "and it is told");
+        assert_eq!(connectors.started.lock().expect("not poisoned").len(), 1);
+        assert_eq!(fleet.read_only(&id("x")).expect_err("unknown").class(), Class::NotFound);
         fleet.stop().await;
     }
 

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use guildnet_kube::ApiServer;
 use guildnet_model::{BoxFuture, Class, ClusterId, Dialer, StartConnector};
 use guildnet_store::Store;
 use guildnet_tailnet::{Engine, EngineConfig};
@@ -130,6 +131,7 @@ pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Resul
     // Before anything is open: a signal that comes early must not leave files behind.
     let (mut terminate, mut interrupt) =
         (signal(unix::SignalKind::terminate())?, signal(unix::SignalKind::interrupt())?);
+    raise_file_limit();
     let config = HostConfig { home: settings.home.clone(), listen: settings.listen };
     let running = Host::build(config, Deps::real()?).await?;
     let address = running.address();
@@ -144,6 +146,16 @@ pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Resul
     progress.step(None, "stopping");
     running.stop().await;
     Ok(())
+}
+
+/// Lets this process open as many files as the system allows it: each client takes one, and a person's default of 1024 is
+/// less than the door's own bound.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if let Err(why) = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }) {
+        tracing::warn!(%why, "the limit of open files stays as it is");
+    }
 }
 
 /// What the door asks the rest.
@@ -176,6 +188,14 @@ impl HostApi for Api {
         // Known, and not to be dialled: said as the state of any other connector that is not ready.
         let resting = self.fleet.disconnected().iter().any(|(of, _)| of == id);
         resting.then(|| Arc::new(DisconnectedDialer(id.clone())) as Arc<dyn Dialer>)
+    }
+
+    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+        self.fleet.read_only(id)
+    }
+
+    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
+        Box::pin(async move { self.fleet.handle(id)?.api_soon().await })
     }
 
     fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {

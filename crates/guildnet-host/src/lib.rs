@@ -3,7 +3,8 @@
 //! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
-//! `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a Headscale of this machine's own, for those who have none.
+//! `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a
+//! Headscale of this machine's own, for those who have none. What a command can call stands in `operations.rs`.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
@@ -32,11 +33,13 @@ mod pki;
 mod policy;
 mod preflight;
 mod progress;
+mod proxy;
 mod reach;
 mod remove;
 mod rotate;
 mod router;
 mod server;
+mod set;
 mod settings;
 mod status;
 mod up;
@@ -62,6 +65,7 @@ pub use progress::{Progress, Silent};
 pub use remove::{RemoveRequest, Removed};
 pub use rotate::Rotated;
 pub use router::{RouterReport, RouterRequest, Via};
+pub use set::SetChange;
 pub use settings::{DEFAULT_LISTEN, KeysAtHand, Settings};
 pub use status::{ClusterStatus, DialSession, StatusReport, token};
 pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest};

@@ -125,6 +125,20 @@ pub fn cluster_connect<'a>(
     Box::pin(connect::cluster_connect(settings, id, connect, progress))
 }
 
+/// Makes a cluster read-only through the Host App, or writable again. A running Host App follows at once, and what is under
+/// way goes on.
+///
+/// # Errors
+/// There is no cluster of that id; the store can't be written; the Host App does not answer.
+pub fn cluster_set<'a>(
+    settings: &'a Settings,
+    id: &'a ClusterId,
+    read_only: bool,
+    progress: &'a dyn Progress,
+) -> Operation<'a, SetChange> {
+    Box::pin(set::cluster_set(settings, id, read_only, progress))
+}
+
 /// Removes a cluster: its router, its connector, what it has on the Headscale server (with an API key), its record and its
 /// connector's identity. What is left is named.
 ///

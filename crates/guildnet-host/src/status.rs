@@ -56,6 +56,9 @@ pub struct ClusterStatus {
     pub routes: Vec<String>,
     /// Open TCP flows.
     pub flows: usize,
+    /// Whether only what changes nothing is passed on to its API server.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The Host App and its clusters.
@@ -85,8 +88,11 @@ pub(crate) async fn status(settings: &Settings) -> Result<StatusReport, HostErro
             let records = store.list().await.explained();
             store.close().await;
             let of = |r: &ClusterRecord| match r.disconnected {
-                true => disconnected(&r.id, &r.routes),
-                false => at_rest(&r.id, "not_running", "the Host App is not running", &r.routes),
+                true => ClusterStatus { read_only: r.read_only, ..disconnected(&r.id, &r.routes) },
+                false => {
+                    let at_rest = at_rest(&r.id, "not_running", "the Host App is not running", &r.routes);
+                    ClusterStatus { read_only: r.read_only, ..at_rest }
+                }
             };
             records?.iter().map(of).collect()
         }
@@ -115,6 +121,7 @@ fn at_rest(id: &ClusterId, state: &str, detail: &str, routes: &Networks) -> Clus
         router: None,
         routes: routes.clone().into(),
         flows: 0,
+        read_only: false,
     }
 }
 
@@ -134,18 +141,20 @@ pub(crate) async fn of_clusters(fleet: &Fleet) -> Vec<ClusterStatus> {
     let mut all = join_all(fleet.handles().iter().map(of_cluster)).await;
     all.extend(fleet.disconnected().iter().map(|(id, routes)| disconnected(id, routes)));
     all.sort_by(|x, y| x.id.cmp(&y.id));
+    all.iter_mut().for_each(|c| c.read_only = fleet.is_read_only(&c.id));
     all
 }
 
 /// One cluster; `None` if there is none of that id.
 pub(crate) async fn of_id(fleet: &Fleet, id: &ClusterId) -> Option<ClusterStatus> {
-    match fleet.handle(id) {
+    let found = match fleet.handle(id) {
         Ok(handle) => Some(of_cluster(&handle).await),
         Err(_) => fleet.disconnected().iter().find(|(of, _)| of == id).map(|(id, routes)| disconnected(id, routes)),
-    }
+    };
+    found.map(|status| ClusterStatus { read_only: fleet.is_read_only(id), ..status })
 }
 
-/// One cluster, from what its connector shows.
+/// One cluster, from what its connector shows; the read-only switch is the caller's to add.
 async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
     let snapshot = handle.snapshot().await;
     let routes = handle.networks().clone().into();
@@ -167,6 +176,7 @@ async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
         router,
         routes,
         flows: snapshot.map_or(0, |s| s.flows),
+        read_only: false,
     }
 }
 

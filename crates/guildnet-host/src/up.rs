@@ -408,6 +408,7 @@ async fn write_records(
             cluster_uid: Some(seen.uid.clone()),
             // Who names a cluster wants it connected.
             disconnected: false,
+            read_only: old.is_some_and(|r| r.read_only),
             created: old.map_or(now, |r| r.created),
             updated: now,
         };

@@ -41,6 +41,8 @@ pub struct ClusterRecord {
     pub cluster_uid: Option<String>,
     /// Whether a person has disconnected it: its connector is not started then.
     pub disconnected: bool,
+    /// Whether the Host App passes on only what changes nothing there.
+    pub read_only: bool,
     /// When it was first stored; a replacement keeps the first one's. Millisecond precision.
     pub created: Timestamp,
     /// When it was last changed, by the caller's clock. Millisecond precision.
@@ -67,6 +69,7 @@ impl ClusterRecord {
             ("API server address", self.api_address == other.api_address),
             ("cluster UID", self.cluster_uid == other.cluster_uid),
             ("disconnection", self.disconnected == other.disconnected),
+            ("read-only switch", self.read_only == other.read_only),
         ];
         fields.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }

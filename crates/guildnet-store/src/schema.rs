@@ -21,6 +21,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("routes given", include_str!("../migrations/0002_routes_given.sql")),
     ("disconnected clusters", include_str!("../migrations/0003_disconnected_clusters.sql")),
     ("policy history", include_str!("../migrations/0004_policy_history.sql")),
+    ("read-only clusters", include_str!("../migrations/0005_read_only_clusters.sql")),
 ];
 
 /// The migrations of this program.

@@ -330,9 +330,9 @@ impl Store {
             |column, secret: &Option<Secret<String>>| secret.as_ref().map(|s| seal(column, s)).transpose();
         sqlx::query(
             "INSERT INTO clusters (id, kubeconfig, context, login_server, ca_pem, client_auth_key, router_auth_key, routes,
-                routes_given, state_path, namespace, namespace_id, site, api_address, cluster_uid, disconnected, seal_key,
-                created, updated)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                routes_given, state_path, namespace, namespace_id, site, api_address, cluster_uid, disconnected, read_only,
+                seal_key, created, updated)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(seal("kubeconfig", &record.kubeconfig)?)
@@ -351,6 +351,7 @@ impl Store {
         .bind(record.api_address.map(|a| a.to_string()))
         .bind(&record.cluster_uid)
         .bind(record.disconnected)
+        .bind(record.read_only)
         .bind(&self.key.id)
         .bind(created.as_millisecond())
         .bind(record.updated.as_millisecond())
@@ -391,6 +392,7 @@ impl Store {
             api_address: api_address.map(|a| parse(entry, "api_address", &a)).transpose()?,
             cluster_uid: column(row, entry, "cluster_uid")?,
             disconnected: column(row, entry, "disconnected")?,
+            read_only: column(row, entry, "read_only")?,
             created: time(row, entry, "created")?,
             updated: time(row, entry, "updated")?,
         })

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use self::{
-    cluster::{Cluster, ClusterAdd},
+    cluster::{Cluster, ClusterAdd, Switch},
     headscale::{Headscale, Namespace},
     keys::Keys,
     kubeconfig::{Kubeconfig, KubeconfigWrite},

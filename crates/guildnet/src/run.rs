@@ -173,7 +173,7 @@ async fn status(format: Format, context: &Context) -> Result<(), Failure> {
 fn status_table(status: &StatusReport) -> Table {
     let mut table = Table::new(
         &["ID", "STATE", "PATH", "ROUTER", "DETAIL"],
-        &["NODE", "ADDRESSES", "NETWORKS", "FLOWS", "SINCE", "KEY EXPIRES"],
+        &["NODE", "ADDRESSES", "NETWORKS", "FLOWS", "SINCE", "KEY EXPIRES", "READ-ONLY"],
     );
     for c in &status.clusters {
         table.row([
@@ -189,6 +189,7 @@ fn status_table(status: &StatusReport) -> Table {
             c.flows.to_string(),
             format!("{}s", c.since_secs),
             c.key_expires.map(|t| t.to_string()).unwrap_or_default(),
+            if c.read_only { "on" } else { "off" }.into(),
         ]);
     }
     table

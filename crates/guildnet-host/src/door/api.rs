@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use guildnet_kube::ApiServer;
 use guildnet_model::{BoxFuture, ClusterId, Dialer};
 
 use crate::{ClusterStatus, HostError, StatusReport, verify::Report};
@@ -23,6 +24,18 @@ pub trait HostApi: Send + Sync {
 
     /// The dialer of one cluster; `None` if there is none of that id. Whether it is ready is told by dialling.
     fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>>;
+
+    /// Whether only what changes nothing may be passed on to a cluster's API server.
+    ///
+    /// # Errors
+    /// There is no cluster of that id, or it is not served.
+    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError>;
+
+    /// The client for a cluster's API server, through its connector. Waits for a connector that is just starting.
+    ///
+    /// # Errors
+    /// There is no cluster of that id, its connector is not ready, or its API server is not found.
+    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>>;
 
     /// Runs the checks on the given clusters, on all if none is given. Dropping the future stops them.
     ///

@@ -1,7 +1,8 @@
 //! What there is behind the door.
 //!
 //! `/healthz`, `/readyz`, and `/api/v1`: `clusters`, `clusters/{id}`, `clusters/{id}/dial?to=IP:PORT`, `status`, `verify`
-//! (POST), `reload` (POST). Answers are JSON, refusals [`Problem`]s.
+//! (POST), `reload` (POST). Answers are JSON, refusals [`Problem`]s. Below `/k8s/{id}` are the clusters' API servers
+//! (`proxy.rs`), and what is refused there is a Kubernetes `Status`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use guildnet_model::{ClusterId, Target};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -21,7 +22,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{HostApi, gate::Gate, problem::Problem, serve::Slot};
-use crate::{ClusterStatus, HostError, StatusReport, verify::Report};
+use crate::{
+    ClusterStatus, HostError, StatusReport,
+    proxy::{self, Life, Limits, Refusal},
+    verify::Report,
+};
 
 /// The protocol of a dial: after the switch (RFC 9110 section 7.8) the connection is the stream, both ways.
 pub(crate) const DIAL_PROTOCOL: &str = "guildnet-dial/1";
@@ -37,6 +42,7 @@ const TUNNEL_BUFFER: usize = 32 * 1024;
 pub(super) struct Behind {
     pub(super) api: Arc<dyn HostApi>,
     pub(super) gate: Arc<Gate>,
+    pub(super) limits: Arc<Limits>,
     /// Everything that is spawned for a client.
     pub(super) tasks: TaskTracker,
     /// Cancelled when the grace of a stop is over.
@@ -63,6 +69,9 @@ pub(super) fn router(behind: Behind) -> Router {
         .route("/api/v1/clusters/{id}/dial", get(dial))
         .route("/api/v1/verify", post(verify))
         .route("/api/v1/reload", post(reload))
+        .route("/k8s", any(kube))
+        .route("/k8s/", any(kube))
+        .route("/k8s/{*below}", any(kube))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "this path has no such method")
@@ -75,10 +84,12 @@ async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Re
     let (head, body) = request.into_parts();
     let mut response = match behind.gate.admit(&head) {
         Ok(()) => next.run(Request::from_parts(head, body)).await,
+        Err(problem) if proxy::is_below(head.uri.path()) => Refusal::from(problem).into_response(),
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // The proxy has a word of its own about what may be kept.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -151,6 +162,13 @@ async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request:
     });
     let switch = [(header::CONNECTION, "upgrade"), (header::UPGRADE, DIAL_PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, switch).into_response())
+}
+
+/// Passes a request on to a cluster's API server.
+async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
+    let slot = request.extensions_mut().remove::<Slot>().map(|slot| Arc::new(slot) as Arc<dyn Send + Sync>);
+    let life = Life { slot, tasks: behind.tasks.clone(), cut: behind.cut.clone() };
+    proxy::serve(behind.api.as_ref(), &behind.limits, request, life).await
 }
 
 fn target(query: &str) -> Result<Target, Problem> {

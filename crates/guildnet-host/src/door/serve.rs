@@ -18,7 +18,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -34,19 +34,26 @@ use super::{
     gate::Gate,
     routes::{self, Behind},
 };
-use crate::{HostError, certs};
+use crate::{HostError, certs, proxy::Limits};
 
-/// Connections at once, dials included: a fleet's worth of kubectl sessions, and few enough that their buffers (a dial
-/// holds about 100 KiB) stay below 64 MiB.
-const CONNECTIONS: usize = 512;
+/// Connections at once, dials and tunnels included: more than one cluster may take ([`crate::proxy`]'s limits: 640), and few
+/// enough that their buffers (a tunnel holds about 100 KiB) stay below 128 MiB.
+const CONNECTIONS: usize = 1024;
 /// How long the TLS handshake, and then the head of each request, may take. An idle connection is closed after it too.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a request's head: far above what kubectl and curl send.
 const HEAD_LIMIT: u32 = 16 * 1024;
 /// Headers of a request.
 const HEADER_COUNT: usize = 64;
-/// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 64;
+/// Requests at once on one HTTP/2 connection: client libraries put everything on one, and 200 reads beside a few hundred
+/// watches are ordinary. The limits of each cluster come behind it.
+const STREAMS: u32 = 512;
+/// Bytes that one request's body may be ahead of the cluster that takes it: enough for any speed on loopback.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes that all bodies of a connection may be ahead: 64 uploads to clusters that take nothing hold up no other.
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// Bytes of one answer that wait for their client: as much as a loopback needs, since hundreds of readers may be slow.
+const SEND_BUFFER: usize = 128 * 1024;
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take to answer.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// What open requests and dials get when the Host App stops.
@@ -111,9 +118,10 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(gate: Gate, certificate: Certificate, api: Arc<dyn HostApi>) -> Self {
+    pub(super) fn new(gate: Gate, certificate: Certificate, api: Arc<dyn HostApi>, limits: Limits) -> Self {
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
-        let behind = Behind { api, gate: Arc::new(gate), tasks: tasks.clone(), cut: cut.clone() };
+        let limits = Arc::new(limits);
+        let behind = Behind { api, gate: Arc::new(gate), limits, tasks: tasks.clone(), cut: cut.clone() };
         Self { connections: CONNECTIONS, certificate, routes: routes::router(behind), tasks, cut }
     }
 
@@ -123,9 +131,9 @@ impl Server {
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
             let acceptor = TlsAcceptor::from(self.certificate.current());
             let (routes, stop) = (self.routes.clone(), stop.clone());
-            let cut = self.cut.clone();
+            let (cut, joined) = (self.cut.clone(), Joined(self.tasks.clone()));
             self.tasks.spawn(async move {
-                cut.run_until_cancelled(connection(stream, slot, acceptor, routes, stop)).await;
+                cut.run_until_cancelled(connection(stream, slot, acceptor, routes, joined, stop)).await;
             });
         }
         drop(listener);
@@ -135,6 +143,19 @@ impl Server {
             self.cut.cancel();
             self.tasks.wait().await;
         }
+    }
+}
+
+/// Runs the requests of an HTTP/2 connection where they are waited for. They end with it, since it resets them.
+#[derive(Clone)]
+struct Joined(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Joined
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
     }
 }
 
@@ -153,7 +174,14 @@ async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Slo
 }
 
 /// One connection, from its handshake to its end. Failures are the client's: they end it and say so in the log only.
-async fn connection(stream: TcpStream, slot: Slot, acceptor: TlsAcceptor, routes: Router, stop: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    slot: Slot,
+    acceptor: TlsAcceptor,
+    routes: Router,
+    joined: Joined,
+    stop: CancellationToken,
+) {
     // Requests are small and each waits for its answer.
     let _ = stream.set_nodelay(true);
     let handshake = stop.run_until_cancelled(timeout(HEAD_TIME, acceptor.accept(stream)));
@@ -163,7 +191,7 @@ async fn connection(stream: TcpStream, slot: Slot, acceptor: TlsAcceptor, routes
         Some(Err(_)) | None => return,
     };
     let ended = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        speak_http2(stream, slot, routes, stop).await
+        speak_http2(stream, slot, routes, joined, stop).await
     } else {
         speak_http1(stream, slot, routes, stop).await
     };
@@ -197,14 +225,18 @@ async fn speak_http2(
     stream: TlsStream<TcpStream>,
     slot: Slot,
     routes: Router,
+    joined: Joined,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let Some(stream) = after_preface(stream).await else { return Ok(()) };
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(joined);
     builder
         .timer(TokioTimer::new())
         .max_header_list_size(HEAD_LIMIT)
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1);
     let service = service_fn(move |request| answer(routes.clone(), slot.clone(), request));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use guildnet_kube::ApiServer;
 use guildnet_model::{BoxFuture, ClusterId, DialError, Dialer, Explain as _, Io, Target};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -37,6 +38,7 @@ impl Fake {
             router: None,
             routes: vec!["10.96.0.0/16".into()],
             flows: 0,
+            read_only: false,
         }
     }
 }
@@ -62,6 +64,14 @@ impl HostApi for Fake {
 
     fn dialer(&self, wanted: &ClusterId) -> Option<Arc<dyn Dialer>> {
         (*wanted == id("a")).then(|| Arc::new(Echo) as Arc<dyn Dialer>)
+    }
+
+    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+        Err(HostError::unknown_cluster(id, &[]))
+    }
+
+    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
+        Box::pin(async move { Err(HostError::unknown_cluster(id, &[])) })
     }
 
     fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
@@ -112,9 +122,9 @@ fn target(text: &str) -> Target {
 }
 
 /// A door that serves, and what clients find in its home folder.
-struct Served {
+pub(crate) struct Served {
     home: TempDir,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     instance: Instance,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -126,9 +136,15 @@ impl Served {
     }
 
     async fn with(tune: impl FnOnce(&mut Door)) -> Self {
+        Self::before(Arc::new(Fake), Limits::default(), tune).await
+    }
+
+    /// A door before another Host App.
+    pub(crate) async fn before(api: Arc<dyn HostApi>, limits: Limits, tune: impl FnOnce(&mut Door)) -> Self {
         let home = tempfile::tempdir().expect("tempdir");
         let instance = Instance::take(home.path()).expect("the only one");
-        let mut door = Door::bind(home.path(), ([127, 0, 0, 1], 0).into(), Arc::new(Fake)).await.expect("bound");
+        let listen = ([127, 0, 0, 1], 0).into();
+        let mut door = Door::bind_with(home.path(), listen, api, limits).await.expect("bound");
         tune(&mut door);
         let address = door.address();
         let stop = CancellationToken::new();
@@ -141,11 +157,11 @@ impl Served {
         HostClient::discover(self.home.path()).expect("readable").expect("running")
     }
 
-    fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         token(self.home.path()).expect("a token").expose().clone()
     }
 
-    async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+    pub(crate) async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certs::authority(self.home.path()).expect("read").expect("made")).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -161,7 +177,7 @@ impl Served {
     }
 
     /// Sends a request as it stands, with our Host and token unless it has its own, and returns the whole answer.
-    async fn raw(&self, line: &str, headers: &[&str], body: &str) -> String {
+    pub(crate) async fn raw(&self, line: &str, headers: &[&str], body: &str) -> String {
         let mut text = format!("{line} HTTP/1.1\r\nconnection: close\r\n");
         let has = |name: &str| headers.iter().any(|h| h.starts_with(name));
         if !has("host:") {
@@ -183,7 +199,7 @@ impl Served {
     }
 
     /// Stops the door and waits until everything has ended.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.expect("ended in order");
         drop(self.instance);

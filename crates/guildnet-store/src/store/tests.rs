@@ -36,6 +36,7 @@ fn record(name: &str) -> ClusterRecord {
         api_address: Some("10.96.0.1:443".parse().expect("an address")),
         cluster_uid: Some("6f1c1d0e".into()),
         disconnected: true,
+        read_only: true,
         created: Timestamp::from_millisecond(1_000).expect("in range"),
         updated: Timestamp::from_millisecond(2_000).expect("in range"),
     }
@@ -80,6 +81,7 @@ async fn what_is_stored_comes_back_after_a_restart() {
         site: None,
         api_address: None,
         cluster_uid: None,
+        read_only: false,
         ..record("b")
     };
     assert_eq!(store.headscale().await.expect("read"), None);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{AllowArgs, ConsentArgs, HeadscaleArgs, KubeconfigArgs, OutputArgs};
 
@@ -32,6 +32,15 @@ pub(crate) enum Cluster {
         #[arg(value_name = "CLUSTER")]
         id: String,
     },
+    /// Change how a cluster is served
+    Set {
+        /// The cluster
+        #[arg(value_name = "CLUSTER")]
+        id: String,
+        /// Pass on only what changes nothing in the cluster
+        #[arg(long, value_name = "on|off", required = true)]
+        read_only: Switch,
+    },
     /// Remove a cluster: its router, its nodes, keys and policy on Headscale, its record and its connector's identity
     Remove {
         /// The cluster
@@ -46,6 +55,13 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         headscale: HeadscaleArgs,
     },
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +92,9 @@ pub(crate) struct ClusterAdd {
     /// Replace a cluster of this name
     #[arg(long)]
     pub(crate) replace: bool,
+    /// Let nothing through the Host App that changes something in the cluster
+    #[arg(long)]
+    pub(crate) read_only: bool,
     #[command(flatten)]
     pub(crate) allow: AllowArgs,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use guildnet_model::{Class, SiteNumber};
 
 use super::Context;
 use crate::{
-    cli::{Cluster, ClusterAdd},
+    cli::{Cluster, ClusterAdd, Switch},
     failure::Failure,
     print::{self, Table},
     settings::{self, Flags},
@@ -29,6 +29,7 @@ pub(super) async fn run(command: Cluster, context: &Context) -> Result<(), Failu
         }
         Cluster::Connect { id } => connect(&id, true, context).await,
         Cluster::Disconnect { id } => connect(&id, false, context).await,
+        Cluster::Set { id, read_only } => set(&id, read_only == Switch::On, context).await,
         Cluster::Remove { id, keep_router, forget, headscale } => {
             let id = settings::cluster(&id)?;
             let settings = context.settings(Flags { headscale, ..Flags::default() })?;
@@ -63,6 +64,16 @@ async fn connect(id: &str, connect: bool, context: &Context) -> Result<(), Failu
     Ok(())
 }
 
+async fn set(id: &str, read_only: bool, context: &Context) -> Result<(), Failure> {
+    let id = settings::cluster(id)?;
+    let settings = context.settings(Flags::default())?;
+    let done = guildnet_host::cluster_set(&settings, &id, read_only, &context.talk).await?;
+    let word = if read_only { "read-only" } else { "writable" };
+    let before = if done.changed { "" } else { " already" };
+    context.talk.say(&format!("cluster {id} is {word}{before}"));
+    Ok(())
+}
+
 async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
     let id = settings::cluster(&args.id)?;
     let site = args.site.map(|text| text.parse::<SiteNumber>()).transpose()?;
@@ -92,6 +103,7 @@ async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
         state_dir: args.state_dir.map(|dir| context.env.path(dir)),
         site,
         replace: args.replace,
+        read_only: args.read_only,
         consent: args.consent.into(),
     };
     let added = guildnet_host::cluster_add(&settings, request, &context.talk).await?;
@@ -102,7 +114,7 @@ async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
 fn table(clusters: &[ClusterInfo]) -> Table {
     let mut rows = Table::new(
         &["ID", "CONTEXT", "SERVER", "NETWORKS", "LOGIN SERVER"],
-        &["NAMESPACE", "SITE", "API ADDRESS", "CLIENT KEY", "STATE FOLDER"],
+        &["NAMESPACE", "SITE", "API ADDRESS", "CLIENT KEY", "READ-ONLY", "STATE FOLDER"],
     );
     for c in clusters {
         rows.row([
@@ -115,6 +127,7 @@ fn table(clusters: &[ClusterInfo]) -> Table {
             c.site.map(|s| s.to_string()).unwrap_or_default(),
             c.api_address.clone().unwrap_or_default(),
             if c.has_client_key { "kept" } else { "" }.into(),
+            if c.read_only { "on" } else { "off" }.into(),
             c.ts_state_path.display().to_string(),
         ]);
     }

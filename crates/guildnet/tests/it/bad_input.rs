@@ -272,3 +272,12 @@ fn a_port_that_is_taken() {
     // The next start, on a free port, must not be stopped by what this one left.
     assert!(!sandbox.path("home/host.pid").exists(), "{:?}", sandbox.listing());
 }
+
+#[test]
+fn a_switch_is_on_or_off_of_a_cluster_that_there_is() {
+    let ran = leaves_nothing(|s| s.run(&["cluster", "set", "a", "--read-only", "maybe"]));
+    assert!(ran.code == 2 && ran.err.contains("on, off"), "{ran:?}");
+    let ran = leaves_nothing(|s| s.run(&["cluster", "set", "a"]));
+    assert!(ran.code == 2 && ran.err.contains("--read-only"), "{ran:?}");
+    leaves_nothing(|s| s.run(&["cluster", "set", "a", "--read-only", "on"])).refused(3, &["there is no cluster a"]);
+}

@@ -1,0 +1,199 @@
+//! The Kubernetes proxy: `/k8s/<cluster>/...` is that cluster's API server, for kubectl and everything like it.
+//!
+//! The door has let a request pass (its token is right); here it is read, cleaned and passed on with the cluster's own
+//! credential, and the answer is cleaned and passed back. Nothing is gathered: watches and logs flow as they come. What
+//! decides is pure: `proxy/path.rs` (which cluster, what of it), `head.rs` (what goes on), `read_only.rs`, `answer.rs` (what
+//! comes back), `refusal.rs` (how it says no). `limits.rs` keeps one cluster from taking the door, `body.rs` and
+//! `tunnel.rs` move the bytes. The connections to API servers are `guildnet-kube`'s. Decided in docs/decisions/0009.
+//!
+//! Absent: users. Who has the token acts with the cluster's stored credential, nobody else does, and nobody as another.
+
+mod answer;
+mod body;
+mod head;
+mod limits;
+mod path;
+mod read_only;
+mod refusal;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+use std::time::Instant;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use guildnet_kube::{ApiServer, ForwardBody, Upgrade};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+use hyper::upgrade::OnUpgrade;
+
+use crate::door::HostApi;
+pub(crate) use limits::Limits;
+pub(crate) use refusal::Refusal;
+pub(crate) use tunnel::Life;
+
+use body::{BODY_PAUSE, Coming, Going};
+use limits::Place;
+use path::{Asked, PREFIX};
+
+/// The name of a request, in the answer: in the log of the Host App, and in the API server's audit log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Whether a path is the proxy's, so that whatever is said about it is a `Status`.
+pub(crate) fn is_below(path: &str) -> bool {
+    path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
+}
+
+/// Answers one request that the gate has let pass. `life` is what a tunnel holds for as long as it lives.
+pub(crate) async fn serve(api: &dyn HostApi, limits: &Limits, request: Request, life: Life) -> Response {
+    let begun = Instant::now();
+    let id = format!("{:016x}", rand::random::<u64>());
+    let method = request.method().clone();
+    let raw = request.uri().path().to_owned();
+    let (cluster, shape, answered) = match Asked::of(&raw) {
+        Err(refusal) => (None, String::new(), Err(refusal)),
+        Ok(asked) => {
+            let answered = pass_on(api, limits, &asked, request, life, &id).await;
+            (Some(asked.cluster), asked.what.shape(), answered)
+        }
+    };
+    let cluster = cluster.map(|c| c.to_string()).unwrap_or_default();
+    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut response = match answered {
+        Ok(response) => {
+            let status = response.status().as_u16();
+            tracing::debug!(request = id, cluster, %method, path = shape, status, ms, "passed on");
+            response
+        }
+        Err(refusal) => {
+            let status = refusal.status();
+            // What a client can repeat without end is not written down each time.
+            if status.is_server_error() || status == StatusCode::FORBIDDEN {
+                let status = status.as_u16();
+                tracing::info!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
+            } else {
+                let status = status.as_u16();
+                tracing::debug!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
+            }
+            refusal.into_response()
+        }
+    };
+    if let Ok(id) = HeaderValue::try_from(id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+async fn pass_on(
+    api: &dyn HostApi,
+    limits: &Limits,
+    asked: &Asked<'_>,
+    request: Request,
+    life: Life,
+    id: &str,
+) -> Result<Response, Refusal> {
+    let (mut head, body) = request.into_parts();
+    let passed = head::pass(&head, id)?;
+    let read_only = api.read_only(&asked.cluster).map_err(|error| {
+        limits.forget(&asked.cluster);
+        Refusal::of_host(&error)
+    })?;
+    if read_only {
+        read_only::admit(&asked.cluster, &head.method, &asked.what, passed.upgrade.is_some())?;
+    }
+    let lasts = passed.upgrade.is_some() || asked.what.lasts(head.uri.query().unwrap_or_default());
+    let place = limits.enter(&asked.cluster, lasts).await?;
+    let server = api.api_server(&asked.cluster).await.map_err(|error| {
+        let refusal = Refusal::of_host(&error);
+        if refusal.status() == StatusCode::SERVICE_UNAVAILABLE { refusal.for_now() } else { refusal }
+    })?;
+    head.headers = passed.headers;
+    let near = head.extensions.remove::<OnUpgrade>();
+    let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    head.uri = format!("{}{query}", asked.path)
+        .parse()
+        .map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, format!("the path can't be passed on: {why}")))?;
+    match (passed.upgrade, near) {
+        (Some(_), Some(near)) if body.is_end_stream() => switch(&server, asked, head, near, place, life).await,
+        (Some(_), _) => Err(Refusal::new(StatusCode::BAD_REQUEST, "a request for an upgrade has no body")),
+        (None, _) => exchange(&server, asked, head, body, place).await,
+    }
+}
+
+/// One request and its answer.
+async fn exchange(
+    server: &ApiServer,
+    asked: &Asked<'_>,
+    head: Parts,
+    body: Body,
+    place: Place,
+) -> Result<Response, Refusal> {
+    let (body, late) = Coming::new(body);
+    let answer = server.forward(Request::from_parts(head, body.boxed_unsync())).await.map_err(|error| {
+        if late.is() {
+            let said = format!("the request's body did not come for {BODY_PAUSE:?}");
+            return Refusal::new(StatusCode::REQUEST_TIMEOUT, said);
+        }
+        Refusal::of_kube(&asked.cluster, &error)
+    })?;
+    give(server, asked, answer, place)
+}
+
+/// One request for an upgrade, and the tunnel that follows.
+async fn switch(
+    server: &ApiServer,
+    asked: &Asked<'_>,
+    head: Parts,
+    near: OnUpgrade,
+    place: Place,
+    life: Life,
+) -> Result<Response, Refusal> {
+    let answer = server.upgrade(Request::from_parts(head, ())).await;
+    match answer.map_err(|error| Refusal::of_kube(&asked.cluster, &error))? {
+        Upgrade::Refused(answer) => give(server, asked, answer, place),
+        Upgrade::Switched(answer, far) => {
+            let protocol = answer.headers().get(header::UPGRADE).cloned();
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *response.headers_mut() = cleaned(server, asked, StatusCode::SWITCHING_PROTOCOLS, answer.headers())?;
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            if let Some(protocol) = protocol {
+                response.headers_mut().insert(header::UPGRADE, protocol);
+            }
+            tunnel::spawn(&asked.cluster, near, far, place, life);
+            Ok(response)
+        }
+    }
+}
+
+/// Passes an answer back; the request's place is held until its body has ended.
+fn give(
+    server: &ApiServer,
+    asked: &Asked<'_>,
+    answer: http::Response<ForwardBody>,
+    place: Place,
+) -> Result<Response, Refusal> {
+    let (head, body) = answer.into_parts();
+    let headers = cleaned(server, asked, head.status, &head.headers)?;
+    let mut response = Response::new(Body::new(Going::new(body, place)));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+fn cleaned(
+    server: &ApiServer,
+    asked: &Asked<'_>,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<HeaderMap, Refusal> {
+    let mut headers = headers.clone();
+    let from = answer::From { cluster: &asked.cluster, server: server.url(), path: asked.path, what: &asked.what };
+    answer::clean(&from, status, &mut headers)?;
+    Ok(headers)
+}
