@@ -181,6 +181,7 @@ fn record(id: &str, home: &Path) -> ClusterRecord {
         api_address: None,
         cluster_uid: None,
         disconnected: true,
+        read_only: false,
         created: now,
         updated: now,
     }
