@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-faults lab-ten lab-matrix bench
+	lab-faults lab-ten lab-matrix bench bench-kube
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -60,3 +60,6 @@ lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of thei
 
 bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
 	@scripts/bench.sh $(ARGS)
+
+bench-kube: ## Kubernetes through the Host App beside the API server asked directly, on the running lab (ARGS=--json; root)
+	@scripts/bench-kube.sh $(ARGS)

@@ -12,11 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
 use crate::{
+    figures::Failure,
     protocol::{Answer, HEADER, header},
     usage,
 };
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a join may take, first echo included.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);

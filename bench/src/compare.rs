@@ -11,9 +11,10 @@ use guildnet_model::{ClusterId, Secret, Target};
 use serde::Serialize;
 use url::Url;
 
-use crate::protocol::Answer;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use crate::{
+    figures::{Failure, median},
+    protocol::Answer,
+};
 
 /// What to measure, where.
 #[derive(Debug, clap::Args)]
@@ -170,12 +171,6 @@ fn mib(kib: u64) -> f64 {
 fn row(figure: &'static str, unit: &'static str, ours: &[f64], tsnet: &[f64]) -> Row {
     let (ours, tsnet) = (median(ours), median(tsnet));
     Row { figure, unit, ours, tsnet, ratio: ours / tsnet }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A client process.

@@ -2,10 +2,12 @@
 //!
 //! Each client is a process of its own, so that processor time and memory are its own, and rounds are interleaved, so
 //! that a noisy machine troubles all of them alike. Nothing here passes or fails: it reports. `compare.rs` is the
-//! benchmark, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
+//! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
 
 mod client;
 mod compare;
+mod figures;
+mod kube;
 mod protocol;
 mod usage;
 
@@ -13,12 +15,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Measures the connector and its peers side by side.
+/// Measures the connector and its peers, and the Kubernetes proxy, side by side.
 #[derive(Debug, Parser)]
 #[command(version)]
 enum Command {
     /// Run every client through the same rounds and print the table.
     Compare(compare::Compare),
+    /// Ask an API server directly and through the Host App, and print what the way costs.
+    Kube(kube::Kube),
     /// Serve as the benchmark's client on the GuildNet connector (started by compare).
     #[command(hide = true)]
     Client(client::Client),
@@ -27,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Compare(compare) => compare.run(),
+        Command::Kube(kube) => kube.run(),
         Command::Client(client) => client.run(),
     };
     match result {

@@ -1,0 +1,256 @@
+//! Kubernetes through the Host App, beside the API server asked directly: what the way through the tailnet and the proxy
+//! costs kubectl and client libraries. Both clients are one HTTP/2 connection of this process; rounds are interleaved.
+//!
+//! The way itself: `kube/way.rs`. Absent: exec, which has no client here.
+
+mod way;
+
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::try_join_all;
+use http::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use self::way::Way;
+use crate::figures::{Failure, median, p50_ms, p99_ms};
+
+/// Where this benchmark's objects live; made, and removed at the end.
+const NAMESPACE: &str = "guildnet-bench";
+/// Requests at once while objects are made.
+const MAKING: usize = 50;
+/// How long anything that is waited for may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What to measure, where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Kube {
+    /// Kubeconfig of the API server itself, reached directly.
+    #[arg(long)]
+    direct: PathBuf,
+    /// Kubeconfig of the same cluster through the Host App (guildnet kubeconfig print).
+    #[arg(long)]
+    through: PathBuf,
+    /// Pods in the long list.
+    #[arg(long, default_value_t = 5000)]
+    pods: usize,
+    /// Interleaved rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One figure. Medians over the rounds.
+#[derive(Debug, Serialize)]
+struct Row {
+    figure: &'static str,
+    unit: &'static str,
+    direct: f64,
+    through: f64,
+}
+
+impl Kube {
+    /// Makes the objects, measures, removes them, prints the figures.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let rows = runtime.block_on(async {
+            let ways = [Way::open("direct", &self.direct).await?, Way::open("through", &self.through).await?];
+            remove(&ways[0]).await?;
+            let measured = match make(&ways[0], self.pods).await {
+                Ok(()) => self.measure(&ways).await,
+                Err(why) => Err(why),
+            };
+            remove(&ways[0]).await?;
+            measured
+        })?;
+        self.print(&rows)
+    }
+
+    async fn measure(&self, ways: &[Way; 2]) -> Result<Vec<Row>, Failure> {
+        let mut seen: [Vec<Vec<f64>>; 2] = Default::default();
+        for round in 0..=self.rounds {
+            for (way, seen) in ways.iter().zip(&mut seen) {
+                let figures = round_of(way).await.map_err(|why| format!("{}: {why}", way.name()))?;
+                // The first round warms caches and connections.
+                if round > 0 {
+                    seen.push(figures);
+                }
+            }
+        }
+        let column = |seen: &[Vec<f64>], at: usize| median(&seen.iter().map(|round| round[at]).collect::<Vec<_>>());
+        let row = |(at, (figure, unit)): (usize, &(&'static str, &'static str))| Row {
+            figure,
+            unit,
+            direct: column(&seen[0], at),
+            through: column(&seen[1], at),
+        };
+        Ok(FIGURES.iter().enumerate().map(row).collect())
+    }
+
+    fn print(&self, rows: &[Row]) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            let all = json!({ "rounds": self.rounds, "pods": self.pods, "rows": rows });
+            serde_json::to_writer_pretty(&mut out, &all)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        writeln!(out, "{:<36} {:>10} {:>10} {:>10}", "", "direct", "through", "difference")?;
+        for r in rows {
+            let name = format!("{}, {}", r.figure, r.unit);
+            writeln!(out, "{name:<36} {:>10.2} {:>10.2} {:>+10.2}", r.direct, r.through, r.through - r.direct)?;
+        }
+        Ok(())
+    }
+}
+
+/// What [`round_of`] measures, in its order.
+const FIGURES: &[(&str, &str)] = &[
+    ("get, p50", "ms"),
+    ("get, p99", "ms"),
+    ("200 gets at once, p50", "ms"),
+    ("200 gets at once, all", "ms"),
+    ("long list, first byte", "ms"),
+    ("long list, whole", "ms"),
+    ("long list", "MB/s"),
+    ("change to 50 watches, p50", "ms"),
+    ("change to 50 watches, last", "ms"),
+];
+
+async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
+    const ONE: &str = "/api/v1/namespaces/guildnet-bench/configmaps/watched";
+    let mut gets = Vec::new();
+    for _ in 0..200 {
+        let begun = Instant::now();
+        way.whole(Method::GET, ONE, None).await?;
+        gets.push(begun.elapsed());
+    }
+    let begun = Instant::now();
+    let together = try_join_all((0..200).map(|_| async {
+        let begun = Instant::now();
+        way.whole(Method::GET, ONE, None).await?;
+        Ok::<_, Failure>(begun.elapsed())
+    }))
+    .await?;
+    let all = begun.elapsed();
+
+    let begun = Instant::now();
+    let mut list = way.ask(Method::GET, "/api/v1/namespaces/guildnet-bench/pods", None).await?;
+    let (mut first, mut bytes) = (None, 0_usize);
+    while let Some(piece) = list.next().await? {
+        first.get_or_insert_with(|| begun.elapsed());
+        bytes += piece.len();
+    }
+    let whole = begun.elapsed();
+
+    let (p50, last) = watches(way).await?;
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    #[expect(clippy::cast_precision_loss, reason = "a list is far below 2^53 bytes")]
+    let rate = bytes as f64 / 1e6 / whole.as_secs_f64();
+    Ok(vec![
+        p50_ms(&gets),
+        p99_ms(&gets),
+        p50_ms(&together),
+        ms(all),
+        ms(first.unwrap_or(whole)),
+        ms(whole),
+        rate,
+        p50,
+        last,
+    ])
+}
+
+/// Fifty watches of one object that changes: how long until each has the change.
+async fn watches(way: &Way) -> Result<(f64, f64), Failure> {
+    const PATH: &str = "/api/v1/namespaces/guildnet-bench/configmaps?fieldSelector=metadata.name%3Dwatched";
+    let list: Value = serde_json::from_slice(&way.whole(Method::GET, PATH, None).await?)?;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    let path = format!("{PATH}&watch=true&resourceVersion={version}");
+    let mut open = try_join_all((0..50).map(|_| way.ask(Method::GET, &path, None))).await?;
+    let change = json!({ "data": { "n": format!("{:?}", Instant::now()) } }).to_string();
+    let begun = Instant::now();
+    let patched = way.whole(Method::PATCH, "/api/v1/namespaces/guildnet-bench/configmaps/watched", Some(change));
+    let arrived = try_join_all(open.iter_mut().map(|watch| async move {
+        let mut text = Vec::new();
+        while let Some(piece) = watch.next().await? {
+            text.extend_from_slice(&piece);
+            if text.ends_with(b"\n") {
+                return Ok(begun.elapsed());
+            }
+        }
+        Err::<Duration, Failure>("a watch ended before the change".into())
+    }));
+    let (patched, arrived) = tokio::time::timeout(PATIENCE, async { tokio::join!(patched, arrived) }).await?;
+    patched?;
+    let arrived = arrived?;
+    let last = arrived.iter().max().copied().unwrap_or_default();
+    Ok((p50_ms(&arrived), last.as_secs_f64() * 1e3))
+}
+
+async fn make(way: &Way, pods: usize) -> Result<(), Failure> {
+    let named = |kind: &str, name: &str| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name } });
+    way.whole(Method::POST, "/api/v1/namespaces", Some(named("Namespace", NAMESPACE).to_string())).await?;
+    // Pods are admitted once the namespace has its account.
+    let account = "/api/v1/namespaces/guildnet-bench/serviceaccounts/default";
+    let begun = Instant::now();
+    while way.whole(Method::GET, account, None).await.is_err() {
+        if begun.elapsed() > PATIENCE {
+            return Err("the namespace has no service account".into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let maps = "/api/v1/namespaces/guildnet-bench/configmaps";
+    way.whole(Method::POST, maps, Some(named("ConfigMap", "watched").to_string())).await?;
+    let numbers: Vec<usize> = (0..pods).collect();
+    for some in numbers.chunks(MAKING) {
+        try_join_all(
+            some.iter().map(|n| way.whole(Method::POST, "/api/v1/namespaces/guildnet-bench/pods", Some(pod(*n)))),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// A pod that nobody schedules, of about the size of a small real one.
+fn pod(n: usize) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": format!("pod-{n:05}"), "labels": { "app": "bench", "n": n.to_string() } },
+        "spec": {
+            "schedulerName": "nobody",
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "main",
+                "image": "guildnet.invalid/none",
+                "env": (0..8).map(|i| json!({ "name": format!("VARIABLE_{i}"), "value": "a value of some length" })).collect::<Vec<_>>(),
+            }],
+        },
+    })
+    .to_string()
+}
+
+/// Removes the namespace with all that is in it, and waits until it is gone.
+async fn remove(way: &Way) -> Result<(), Failure> {
+    let path = "/api/v1/namespaces/guildnet-bench";
+    if way.whole(Method::GET, path, None).await.is_err() {
+        return Ok(());
+    }
+    let now = json!({ "gracePeriodSeconds": 0 }).to_string();
+    way.whole(Method::DELETE, &format!("{path}/pods"), Some(now)).await?;
+    way.whole(Method::DELETE, path, None).await?;
+    let begun = Instant::now();
+    while way.whole(Method::GET, path, None).await.is_ok() {
+        if begun.elapsed() > PATIENCE {
+            return Err("the namespace guildnet-bench does not end".into());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! One HTTP/2 connection to an API server, as a kubeconfig describes it: directly, or through the Host App.
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+use crate::figures::Failure;
+
+/// What one answer may be ahead of its reader, bytes: about what Go's client allows.
+const WINDOW: u32 = 4 << 20;
+
+/// A way to one API server.
+pub(super) struct Way {
+    name: &'static str,
+    server: Url,
+    bearer: Option<HeaderValue>,
+    sender: http2::SendRequest<Full<Bytes>>,
+}
+
+/// An answer's body, as it comes.
+pub(super) struct Pieces(Incoming);
+
+impl Pieces {
+    /// The next piece; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        while let Some(frame) = self.0.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Way {
+    /// Connects as the first cluster and user of the file say: certificate, token, or a program that gives one.
+    pub(super) async fn open(name: &'static str, kubeconfig: &Path) -> Result<Self, Failure> {
+        let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(kubeconfig)?)?;
+        let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let server: Url = text(&cluster["server"]).ok_or("the kubeconfig names no server")?.parse()?;
+        let decoded = |value: &Value| text(value).map(|data| BASE64_STANDARD.decode(data)).transpose();
+        let mut roots = RootCertStore::empty();
+        let authority = decoded(&cluster["certificate-authority-data"])?.ok_or("no certificate-authority-data")?;
+        for certificate in CertificateDer::pem_slice_iter(&authority) {
+            roots.add(certificate?)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let identity = (decoded(&user["client-certificate-data"])?, decoded(&user["client-key-data"])?);
+        let mut tls = match identity {
+            (Some(chain), Some(key)) => {
+                let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>()?;
+                tls.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key)?)?
+            }
+            _ => tls.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let token = match (text(&user["token"]), &user["exec"]) {
+            (Some(token), _) => Some(token),
+            (None, Value::Object(_)) => Some(program(&user["exec"])?),
+            _ => None,
+        };
+        let bearer = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose()?;
+        let host = server.host_str().ok_or("the server's URL has no host")?;
+        let stream = TcpStream::connect((host, server.port_or_known_default().unwrap_or(443))).await?;
+        stream.set_nodelay(true)?;
+        let named = text(&cluster["tls-server-name"]).unwrap_or_else(|| host.to_owned());
+        let stream = TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from(named)?, stream).await?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(64 * WINDOW)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // It ends with its sender.
+        tokio::spawn(connection);
+        Ok(Self { name, server, bearer, sender })
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Asks, and returns the body as it comes; an answer that refuses is an error.
+    pub(super) async fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Pieces, Failure> {
+        let uri = format!("{}{path}", self.server.as_str().trim_end_matches('/'));
+        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let mut request = Request::builder().method(method).uri(uri).header(header::CONTENT_TYPE, kind);
+        if let Some(bearer) = &self.bearer {
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::from(body.unwrap_or_default()))?;
+        let answer = self.sender.clone().send_request(request).await?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(Pieces(answer.into_body()));
+        }
+        let said = answer.into_body().collect().await?.to_bytes();
+        Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&said)).into())
+    }
+
+    /// Asks, and reads the whole answer.
+    pub(super) async fn whole(&self, method: Method, path: &str, body: Option<String>) -> Result<Vec<u8>, Failure> {
+        let mut pieces = self.ask(method, path, body).await?;
+        let mut whole = Vec::new();
+        while let Some(piece) = pieces.next().await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole)
+    }
+}
+
+/// The token of an exec credential plugin (client.authentication.k8s.io/v1).
+fn program(exec: &Value) -> Result<String, Failure> {
+    let command = exec["command"].as_str().ok_or("exec names no command")?;
+    let args = exec["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let run = Command::new(command).args(args).output()?;
+    let answer: Value = serde_json::from_slice(&run.stdout)
+        .map_err(|why| format!("{command}: {why}: {}", String::from_utf8_lossy(&run.stderr)))?;
+    Ok(answer["status"]["token"].as_str().ok_or("the program gave no token")?.to_owned())
+}
