@@ -108,10 +108,7 @@ async fn pass_on(
     }
     let lasts = passed.upgrade.is_some() || asked.what.lasts(head.uri.query().unwrap_or_default());
     let place = limits.enter(&asked.cluster, lasts).await?;
-    let server = api.api_server(&asked.cluster).await.map_err(|error| {
-        let refusal = Refusal::of_host(&error);
-        if refusal.status() == StatusCode::SERVICE_UNAVAILABLE { refusal.for_now() } else { refusal }
-    })?;
+    let server = api.api_server(&asked.cluster).await.map_err(|error| Refusal::of_host(&error))?;
     head.headers = passed.headers;
     let near = head.extensions.remove::<OnUpgrade>();
     let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();

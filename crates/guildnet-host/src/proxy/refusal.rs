@@ -13,8 +13,9 @@ use serde_json::json;
 
 use crate::{HostError, door::problem::Problem};
 
-/// When a client may try again what could not be served now. Clients repeat up to ten times by themselves, so a longer
-/// wait would keep a person waiting for minutes.
+/// When a client may try again where there was no place for it. client-go repeats ten times by itself, and kubectl does so
+/// with each of its questions before the first: so a cluster that is not connected is not worth a try again (measured:
+/// more than 40 s until kubectl said so).
 const RETRY_SECS: u64 = 1;
 
 /// What a browser may do with an answer: show it, and nothing that is in it.
@@ -40,7 +41,7 @@ impl Refusal {
         self
     }
 
-    /// The same request may succeed soon.
+    /// There will be a place soon.
     pub(super) fn for_now(mut self) -> Self {
         self.retry = true;
         self
@@ -65,12 +66,10 @@ impl Refusal {
     /// What kept the cluster's API server from answering.
     pub(super) fn of_kube(cluster: &ClusterId, error: &KubeError) -> Self {
         let (status, retry) = match &error.cause {
+            KubeCause::Dial(DialError::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, true),
             KubeCause::Dial(
-                DialError::NotReady { .. }
-                | DialError::TooMany { .. }
-                | DialError::NoRoute { .. }
-                | DialError::RouterOffline { .. },
-            ) => (StatusCode::SERVICE_UNAVAILABLE, true),
+                DialError::NotReady { .. } | DialError::NoRoute { .. } | DialError::RouterOffline { .. },
+            ) => (StatusCode::SERVICE_UNAVAILABLE, false),
             KubeCause::Dial(DialError::Timeout { .. }) | KubeCause::Timeout { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, false)
             }
@@ -165,7 +164,8 @@ mod tests {
         };
         let not_ready = DialError::NotReady { state: "starting".into() };
         let late = DialError::Timeout { target: to, after: std::time::Duration::from_secs(10) };
-        assert_eq!(of(KubeCause::Dial(not_ready)), (503, "ServiceUnavailable".into(), true));
+        assert_eq!(of(KubeCause::Dial(not_ready)), (503, "ServiceUnavailable".into(), false));
+        assert_eq!(of(KubeCause::Dial(DialError::TooMany { limit: 1 })), (429, "TooManyRequests".into(), true));
         assert_eq!(of(KubeCause::Dial(late)), (504, "Timeout".into(), false));
         assert_eq!(of(KubeCause::Dial(DialError::Refused { target: to })), (502, "BadGateway".into(), false));
         assert_eq!(of(KubeCause::WrongAuthority), (502, "BadGateway".into(), false));

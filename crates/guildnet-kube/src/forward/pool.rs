@@ -20,7 +20,10 @@ use hyper::{
     rt::Executor as _,
 };
 use hyper_util::rt::TokioTimer;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{ForwardBody, nothing, over_http1};
 use crate::{
@@ -45,6 +48,9 @@ const CONNECTION_WINDOW: u32 = LANE_STREAMS as u32 * STREAM_WINDOW;
 
 /// Idle HTTP/1.1 connections that are kept, and for how long: shorter than the 90 s after which API servers close them.
 const IDLE: (usize, Duration) = (8, Duration::from_secs(60));
+
+/// How long an idle connection may take to be ready again: nothing is on its way any more but its own bookkeeping.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// The connections of one client.
 pub(crate) struct Pool {
@@ -151,8 +157,8 @@ impl Pool {
     /// A connection with room for one more, and whether it has been used before.
     async fn connection(&self, lane: &Lane) -> Result<(Sender, bool), KubeCause> {
         while let Some(mut sender) = self.idle.take() {
-            // One whose last answer has ended is ready, or closed.
-            if sender.ready().await.is_ok() {
+            // One whose last answer has ended is ready, or closed; unless its request is still being sent.
+            if matches!(timeout(SETTLING, sender.ready()).await, Ok(Ok(()))) {
                 return Ok((Sender::Http1(sender), true));
             }
         }
