@@ -8,7 +8,8 @@ if [[ ! -r $person/a.kubeconfig ]]; then
     echo "  hint: make up, as the same user" >&2
     exit 3
 fi
-cargo build --release --locked -p guildnet-bench
+# With the others, so that its dependencies are theirs.
+cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-bench
 through=$(mktemp)
 # The direct way leads through the cluster's door, which is open only meanwhile.
 trap 'bin/guildnet-lab door a shut; rm -f "$through"' EXIT

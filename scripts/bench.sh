@@ -8,7 +8,8 @@ if [[ ! -r $person/headscale-url ]]; then
     echo "  hint: make up, as the same user" >&2
     exit 3
 fi
-cargo build --release --locked -p guildnet-bench
+# With the others, so that its dependencies are theirs.
+cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-bench
 cache=${GUILDNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/guildnet}
 sum=$(cat bench/peers/tsnet/* | sha256sum)
 tsnet=$cache/bench-tsnet-${sum:0:10}/tsnet
