@@ -40,7 +40,7 @@ use tokio::{
 
 pub use person::{Person, become_person};
 
-use crate::{HostError, client::HostClient, error::Explained as _};
+use crate::{HostError, client::HostClient, error::Explained as _, systemd};
 
 /// How often a starting process is asked. Its lock and files are all that there is to see at first, and nothing tells
 /// when they change.
@@ -201,7 +201,8 @@ impl Place<'_> {
         self.file("log")
     }
 
-    fn old_log_file(self) -> PathBuf {
+    /// Where a start puts the log that has grown large.
+    pub(crate) fn old_log_file(self) -> PathBuf {
         self.file("log.1")
     }
 
@@ -293,7 +294,7 @@ impl Place<'_> {
     /// its own, its folder as working directory, and its output goes to the log there; `home` is GuildNet's.
     ///
     /// What it needs of Headscale it takes from the home folder: the settings that only this shell has (`HEADSCALE_*`,
-    /// `GUILDNET_HEADSCALE_*`, `TS_*`) are not passed on, nor is the shell's working directory with its `.env`. Paths in
+    /// `GUILDNET_HEADSCALE_*`, `TS_*`) are not passed on, nor is what systemd told whoever starts it, nor is the shell's working directory with its `.env`. Paths in
     /// `args` must be absolute.
     ///
     /// # Errors
@@ -348,7 +349,8 @@ impl Place<'_> {
         let mut command = std::process::Command::new("/proc/self/exe");
         let settings = std::env::vars_os().map(|(name, _)| name).filter(|name| {
             let name = name.to_string_lossy();
-            ["HEADSCALE_", "GUILDNET_HEADSCALE_", "TS_"].iter().any(|settings| name.starts_with(settings))
+            let settings = ["HEADSCALE_", "GUILDNET_HEADSCALE_", "TS_"];
+            settings.iter().chain(&systemd::VARIABLES).any(|begin| name.starts_with(begin))
         });
         for name in settings {
             command.env_remove(name);

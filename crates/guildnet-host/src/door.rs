@@ -52,33 +52,52 @@ impl fmt::Debug for Door {
     }
 }
 
+/// Where the door is to be.
+#[derive(Debug)]
+pub enum Listen {
+    /// At this address, still to be bound.
+    At(SocketAddr),
+    /// On a listener that somebody else has bound, on loopback: [`crate::Handed`] sees to it.
+    On(std::net::TcpListener),
+}
+
+impl From<SocketAddr> for Listen {
+    fn from(address: SocketAddr) -> Self {
+        Self::At(address)
+    }
+}
+
 impl Door {
-    /// Binds the port, and makes the certificates and the token of the home folder if there are none.
+    /// Binds the port (or takes the listener), and makes the certificates and the token of the home folder if there are none.
     ///
     /// # Errors
     /// [`Class::Usage`] for an address that is not 127.0.0.1 or ::1, [`Class::Conflict`] if the port is taken; a
     /// certificate or token that can't be made or used.
-    pub async fn bind(home: &Path, listen: SocketAddr, api: Arc<dyn HostApi>) -> Result<Self, HostError> {
+    pub async fn bind(home: &Path, listen: Listen, api: Arc<dyn HostApi>) -> Result<Self, HostError> {
         Self::bind_with(home, listen, api, Limits::default()).await
     }
 
     /// [`Door::bind`] with a test's limits for each cluster.
     pub(crate) async fn bind_with(
         home: &Path,
-        listen: SocketAddr,
+        listen: Listen,
         api: Arc<dyn HostApi>,
         limits: Limits,
     ) -> Result<Self, HostError> {
-        if ![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&listen.ip()) {
-            return Err(HostError::new(
-                Class::Usage,
-                format!("the Host App can't listen on {listen}: it serves this device only"),
-            )
-            .with_hint(format!("give --listen 127.0.0.1:{}", listen.port())));
-        }
         // The port first: where it is taken nothing is made.
-        let listener = TcpListener::bind(listen).await.map_err(|why| not_bound(listen, &why))?;
-        let address = listener.local_addr().map_err(|why| not_bound(listen, &why))?;
+        let (listener, address) = match listen {
+            Listen::At(listen) => {
+                check_listen(listen)?;
+                let listener = TcpListener::bind(listen).await.map_err(|why| not_bound(listen, &why))?;
+                let address = listener.local_addr().map_err(|why| not_bound(listen, &why))?;
+                (listener, address)
+            }
+            Listen::On(listener) => {
+                let address = listener.local_addr().map_err(|why| not_taken(&why))?;
+                check_listen(address)?;
+                (TcpListener::from_std(listener).map_err(|why| not_taken(&why))?, address)
+            }
+        };
         let certificate = Certificate::load(home)?;
         let gate = Gate::new(address, token(home)?);
         Ok(Self { listener, address, server: Server::new(gate, certificate, api, limits) })
@@ -94,6 +113,23 @@ impl Door {
     pub fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(self.server.serve(self.listener, stop))
     }
+}
+
+/// Whether the Host App can be at this address: the certificate names no other.
+///
+/// # Errors
+/// [`Class::Usage`] for an address that is not 127.0.0.1 or ::1.
+pub(crate) fn check_listen(listen: SocketAddr) -> Result<(), HostError> {
+    if [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&listen.ip()) {
+        return Ok(());
+    }
+    let message = format!("the Host App can't listen on {listen}: it serves this device only");
+    Err(HostError::new(Class::Usage, message).with_hint(format!("give --listen 127.0.0.1:{}", listen.port())))
+}
+
+fn not_taken(why: &io::Error) -> HostError {
+    HostError::new(Class::Failed, format!("the socket that was handed over can't be used: {why}"))
+        .with_hint("restart guildnet.socket and guildnet.service")
 }
 
 fn not_bound(listen: SocketAddr, why: &io::Error) -> HostError {

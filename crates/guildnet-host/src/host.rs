@@ -10,10 +10,10 @@ use tokio::{signal::unix, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ClusterStatus, HostError, Progress, Settings, StatusReport,
+    ClusterStatus, Handed, HostError, Progress, Settings, StatusReport,
     cluster::{ClusterDialer, DisconnectedDialer},
     daemon::Instance,
-    door::{Door, HostApi},
+    door::{Door, HostApi, Listen},
     error::Explained as _,
     fleet::Fleet,
     kubeconfigs_follow, status,
@@ -21,12 +21,12 @@ use crate::{
 };
 
 /// What the Host App is to be.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HostConfig {
     /// The home folder.
     pub home: PathBuf,
     /// Where it listens.
-    pub listen: SocketAddr,
+    pub listen: Listen,
 }
 
 /// What it is made of that tests replace.
@@ -66,7 +66,8 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Takes the home folder for this process, opens the store and the certificates, and binds the port.
+    /// Takes the home folder for this process, opens the store and the certificates, and binds the port
+    /// or takes the listener.
     ///
     /// # Errors
     /// Another Host App has the folder, the store can't be opened, the port is taken. Nothing is left running.
@@ -125,18 +126,20 @@ impl Drain {
 }
 
 /// See [`crate::serve`].
-pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Result<(), HostError> {
+pub(crate) async fn serve(settings: &Settings, mut handed: Handed, progress: &dyn Progress) -> Result<(), HostError> {
     let signal =
         |kind| unix::signal(kind).map_err(|why| HostError::new(Class::Failed, format!("no signal handler: {why}")));
     // Before anything is open: a signal that comes early must not leave files behind.
     let (mut terminate, mut interrupt) =
         (signal(unix::SignalKind::terminate())?, signal(unix::SignalKind::interrupt())?);
     raise_file_limit();
-    let config = HostConfig { home: settings.home.clone(), listen: settings.listen };
+    let listen = handed.listener.take().map_or(Listen::At(settings.listen), Listen::On);
+    let config = HostConfig { home: settings.home.clone(), listen };
     let running = Host::build(config, Deps::real()?).await?;
     let address = running.address();
     let running = running.spawn().await?;
     progress.step(None, &format!("serving at https://{address}"));
+    handed.ready(&address);
     // It may be at another address than the last time, or with another authority.
     kubeconfigs_follow(settings, progress).await;
     tokio::select! {
@@ -144,6 +147,7 @@ pub(crate) async fn serve(settings: &Settings, progress: &dyn Progress) -> Resul
         _ = interrupt.recv() => {}
     }
     progress.step(None, "stopping");
+    handed.stopping();
     running.stop().await;
     Ok(())
 }
@@ -205,7 +209,10 @@ impl HostApi for Api {
     fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
         Box::pin(async {
             let changes = self.fleet.reload().await?;
-            tracing::info!(started = ?changes.started, stopped = ?changes.stopped, "clusters read again");
+            // One line each: `guildnet logs CLUSTER` finds it.
+            for (what, clusters) in [("started", &changes.started), ("stopped", &changes.stopped)] {
+                clusters.iter().for_each(|cluster| tracing::info!(%cluster, "{what}: the clusters were read again"));
+            }
             Ok(())
         })
     }

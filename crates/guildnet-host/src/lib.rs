@@ -4,7 +4,7 @@
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
 //! `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a
-//! Headscale of this machine's own, for those who have none. What a command can call stands in `operations.rs`.
+//! Headscale of this machine's own, for those who have none; `systemd.rs` is how a machine keeps either running. What a command can call stands in `operations.rs`.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
@@ -24,6 +24,7 @@ mod fleet;
 mod host;
 mod keys;
 mod kubeconfigs;
+mod logs;
 mod managed;
 mod namespace;
 mod networks;
@@ -42,6 +43,7 @@ mod server;
 mod set;
 mod settings;
 mod status;
+mod systemd;
 mod up;
 pub mod verify;
 
@@ -55,8 +57,9 @@ pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse};
 pub use kubeconfigs::{
     KubeCredential, KubeconfigChange, KubeconfigDone, KubeconfigWrite, kube_credential, kubeconfig_files,
 };
+pub use logs::LogsRequest;
 pub use managed::{
-    AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, UnitOf, env_sync_lan, unit,
+    AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, env_sync_lan, unit,
 };
 pub use namespace::NamespaceReport;
 pub use operations::*;
@@ -68,4 +71,5 @@ pub use router::{RouterReport, RouterRequest, Via};
 pub use set::SetChange;
 pub use settings::{DEFAULT_LISTEN, KeysAtHand, Settings};
 pub use status::{ClusterStatus, DialSession, StatusReport, token};
+pub use systemd::{Handed, UnitOf, host_socket, host_unit};
 pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest};

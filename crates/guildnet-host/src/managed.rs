@@ -36,7 +36,7 @@ pub use self::{
     backup::Backup,
     env_file::{EnvChange, EnvSync, env_sync_lan},
     plan::ManagedSettings,
-    unit::{UnitOf, unit},
+    unit::unit,
 };
 use self::{
     folder::{Choices, Folder},

@@ -3,7 +3,11 @@
 //! Each stands here once more than where it is written, since an async function is compiled again in every program that
 //! awaits it; boxed here, it is compiled with this crate alone.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
 
 use futures_util::future::LocalBoxFuture;
 use guildnet_model::{ClusterId, Networks, Secret, Target};
@@ -34,12 +38,28 @@ pub fn down<'a>(settings: &'a Settings, purge: bool, progress: &'a dyn Progress)
     Box::pin(up::down(settings, purge, progress))
 }
 
-/// `guildnet serve`: runs the Host App in the foreground until SIGTERM or SIGINT.
+/// `guildnet serve`: runs the Host App in the foreground until SIGTERM or SIGINT. What systemd handed over is used: its
+/// socket in place of the address in the settings, and it is told of start and end.
 ///
 /// # Errors
 /// It could not start; see [`Host::build`].
-pub fn serve<'a>(settings: &'a Settings, progress: &'a dyn Progress) -> Operation<'a, ()> {
-    Box::pin(host::serve(settings, progress))
+pub fn serve<'a>(settings: &'a Settings, handed: Handed, progress: &'a dyn Progress) -> Operation<'a, ()> {
+    Box::pin(host::serve(settings, handed, progress))
+}
+
+/// `guildnet logs`: writes the last lines of the Host App's log to `out`, and with `follow` those that come, until `reader`
+/// (where `out` leads) is closed at its other end. Meanwhile it blocks its thread. Makes nothing, and asks no Host App.
+///
+/// # Errors
+/// There is no log, or nothing in it of a cluster that is not known; it can't be read or watched.
+pub fn logs<'a>(
+    settings: &'a Settings,
+    request: &'a LogsRequest,
+    out: &'a mut dyn Write,
+    reader: BorrowedFd<'a>,
+    progress: &'a dyn Progress,
+) -> Operation<'a, ()> {
+    Box::pin(logs::logs(settings, request, out, reader, progress))
 }
 
 /// What the Host App says of itself and its clusters; what the store knows if it does not run. Makes nothing.

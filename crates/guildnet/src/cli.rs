@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Down(Down),
     /// Run the Host App in the foreground
     Serve(Serve),
+    /// Print the log of the Host App
+    Logs(Logs),
     /// Show the Host App and its clusters
     Status(OutputArgs),
     /// Check every link of every cluster and name the broken one
@@ -184,8 +186,29 @@ pub(crate) struct Down {
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// Where to listen [env: GUILDNET_LISTEN] [default: 127.0.0.1:8090]
+    ///
+    /// A socket that systemd hands over is taken instead.
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    /// Print a systemd unit instead, and change nothing: `user` for a systemd of your own, `system` for the machine's
+    #[arg(long, value_enum, value_name = "WHOSE", num_args = 0..=1, require_equals = true, default_missing_value = "user")]
+    pub(crate) systemd: Option<Systemd>,
+    /// With --systemd: print the socket unit, which keeps the port while the Host App is not running
+    #[arg(long, requires = "systemd")]
+    pub(crate) socket: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Only lines that concern this cluster [default: all]
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Go on with what is written from now on, until interrupted
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of the last lines to print, at most 100000
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) lines: u32,
 }
 
 #[derive(Debug, Args)]

@@ -20,7 +20,7 @@ use std::{
 };
 
 use clap::Parser;
-use guildnet_host::daemon;
+use guildnet_host::{Handed, daemon};
 use guildnet_model::Class;
 
 use crate::{
@@ -68,7 +68,10 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
         Some(_) => person.home,
         None => settings::home(None, &env).unwrap_or(person.home),
     };
-    let serves = matches!(cli.command, Command::Serve(_) | Command::Headscale(cli::Headscale::Serve(_)));
+    let serves_fleet = matches!(&cli.command, Command::Serve(args) if args.systemd.is_none());
+    let serves = serves_fleet || matches!(cli.command, Command::Headscale(cli::Headscale::Serve(_)));
+    // Before anything of its own is open.
+    let handed = if serves_fleet { Handed::take()? } else { Handed::default() };
     if serves {
         // In the background it was started by way of /proc/self/exe, which `ps` would show. Only a name: no matter if refused.
         let _unnamed = rustix::thread::set_name(c"guildnet");
@@ -86,7 +89,7 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
             "free some memory or raise the limits, see 'ulimit -a'",
         )
     })?;
-    let done = runtime.block_on(run::run(cli.command, &context));
+    let done = runtime.block_on(run::run(cli.command, handed, &context));
     // A read of standard input can't be interrupted; nothing else is left to wait for.
     runtime.shutdown_timeout(Duration::ZERO);
     done

@@ -7,11 +7,12 @@ pub(crate) mod kubeconfig;
 mod managed;
 mod policy;
 mod router;
+mod service;
 
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::CommandFactory;
-use guildnet_host::{Progress as _, Settings, StatusReport, UpReport, UpRequest, verify::Report};
+use guildnet_host::{Handed, Progress as _, Settings, StatusReport, UpReport, UpRequest, verify::Report};
 use guildnet_model::{Class, Target};
 use serde::Serialize;
 
@@ -39,15 +40,16 @@ impl Context {
     }
 }
 
-/// Runs a subcommand to its end.
+/// Runs a subcommand to its end. `handed` is what systemd gave to one that serves.
 ///
 /// # Errors
 /// What it could not do, with its exit code.
-pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+pub(crate) async fn run(command: Command, handed: Handed, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Up(args) => up(args, context).await,
         Command::Down(args) => down(&args, context).await,
-        Command::Serve(args) => serve(args, context).await,
+        Command::Serve(args) => service::serve(args, handed, context).await,
+        Command::Logs(args) => service::logs(args, context).await,
         Command::Status(args) => status(args.output, context).await,
         Command::Verify(args) => verify(&args, context).await,
         Command::Cluster(command) => cluster::run(command, context).await,
@@ -138,8 +140,7 @@ fn up_ended(report: &UpReport, settings: &Settings, context: &Context) -> Result
         _ => "guildnet kubeconfig write   (a context for each cluster in your kubeconfig, for kubectl)".into(),
     };
     context.talk.say(&format!(
-        "\nThe Host App serves at {url}; its log is {}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet dial {example} IP:PORT\n  guildnet down",
-        settings.home.join("host.log").display(),
+        "\nThe Host App serves at {url}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet dial {example} IP:PORT\n  guildnet logs\n  guildnet down",
     ));
     Ok(())
 }
@@ -150,11 +151,6 @@ async fn down(args: &cli::Down, context: &Context) -> Result<(), Failure> {
         context.talk.say("the Host App was not running");
     }
     Ok(())
-}
-
-async fn serve(args: cli::Serve, context: &Context) -> Result<(), Failure> {
-    let settings = context.settings(Flags { listen: args.listen, ..Flags::default() })?;
-    Ok(guildnet_host::serve(&settings, &context.talk).await?)
 }
 
 async fn status(format: Format, context: &Context) -> Result<(), Failure> {

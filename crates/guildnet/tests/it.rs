@@ -11,3 +11,5 @@ mod kubeconfig;
 mod managed;
 #[path = "it/sandbox.rs"]
 mod sandbox;
+#[path = "it/service.rs"]
+mod service;

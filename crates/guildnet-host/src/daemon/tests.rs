@@ -160,7 +160,8 @@ async fn serves_until_it_is_asked_to_end() {
     let home = std::env::current_dir().expect("the home folder");
     let instance = Instance::take(&home).expect("the only one");
     let api = std::sync::Arc::new(crate::door::tests::Fake);
-    let door = crate::door::Door::bind(&home, ([127, 0, 0, 1], 0).into(), api).await.expect("bound");
+    let door =
+        crate::door::Door::bind(&home, crate::door::Listen::At(([127, 0, 0, 1], 0).into()), api).await.expect("bound");
     let address = door.address();
     let end = tokio_util::sync::CancellationToken::new();
     let serving = door.spawn(end.clone());

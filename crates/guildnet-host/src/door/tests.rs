@@ -144,7 +144,7 @@ impl Served {
         let home = tempfile::tempdir().expect("tempdir");
         let instance = Instance::take(home.path()).expect("the only one");
         let listen = ([127, 0, 0, 1], 0).into();
-        let mut door = Door::bind_with(home.path(), listen, api, limits).await.expect("bound");
+        let mut door = Door::bind_with(home.path(), Listen::At(listen), api, limits).await.expect("bound");
         tune(&mut door);
         let address = door.address();
         let stop = CancellationToken::new();
@@ -421,21 +421,21 @@ async fn a_port_that_is_taken_is_named_and_nothing_is_made() {
     let holder = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = holder.local_addr().expect("an address");
     let home = tempfile::tempdir().expect("tempdir");
-    let refused = Door::bind(home.path(), address, Arc::new(Fake)).await.expect_err("refused");
+    let refused = Door::bind(home.path(), Listen::At(address), Arc::new(Fake)).await.expect_err("refused");
     assert_eq!(refused.to_string(), format!("{address} is taken by another program"));
     assert_eq!(refused.class(), Class::Conflict);
     let hint = refused.hint().expect("a hint");
     assert!(hint.contains("guildnet status") && hint.contains("--listen"), "{hint}");
     assert_eq!(std::fs::read_dir(home.path()).expect("folder").count(), 0);
     drop(holder);
-    Door::bind(home.path(), address, Arc::new(Fake)).await.expect("works once the port is free");
+    Door::bind(home.path(), Listen::At(address), Arc::new(Fake)).await.expect("works once the port is free");
 }
 
 #[tokio::test]
 async fn the_door_opens_on_this_device_only() {
     let home = tempfile::tempdir().expect("tempdir");
     for address in ["0.0.0.0:0", "[::]:0", "127.0.0.2:0", "192.0.2.1:0"] {
-        let refused = Door::bind(home.path(), address.parse().expect("an address"), Arc::new(Fake)).await;
+        let refused = Door::bind(home.path(), Listen::At(address.parse().expect("an address")), Arc::new(Fake)).await;
         assert_eq!(refused.expect_err(address).class(), Class::Usage);
     }
 }

@@ -1,58 +1,20 @@
-//! The unit by which systemd starts a managed Headscale, hardened. Pure text; nothing is installed.
+//! The unit by which systemd starts a managed Headscale, hardened. Pure text; nothing is installed. What units have in common
+//! is `systemd.rs`.
 
-use std::{fmt::Write as _, path::Path};
-
-use guildnet_model::Class;
+use std::path::Path;
 
 use super::ManagedSettings;
-use crate::HostError;
+use crate::{
+    HostError,
+    systemd::{Service, UnitOf, value, word},
+};
 
-/// Whose systemd is to start it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitOf {
-    /// The person's own: no root is needed. It starts with the person's session, with lingering at boot.
-    Person,
-    /// The machine's, as this user: it starts at boot, and is locked in further.
-    System {
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-    },
-}
-
-/// What both kinds of systemd can do. None of it needs a namespace: a person's own systemd may not make any.
-const HARDENED: &str = "\
-UMask=0077
-NoNewPrivileges=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-RestrictNamespaces=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-";
-
-/// What only the machine's systemd can do.
-const SYSTEM_ONLY: &str = "\
-CapabilityBoundingSet=
-AmbientCapabilities=
-PrivateDevices=yes
-PrivateTmp=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-ProcSubset=pid
-RemoveIPC=yes
+/// `guildnet headscale down` ends it with success: then it stays down.
+const LIFE: &str = "\
+Restart=on-failure
+RestartSec=5
+TimeoutStopSec=20
+KillMode=mixed
 ";
 
 /// The unit's text: `program` is guildnet itself, `asked` is what it shall be told.
@@ -72,7 +34,6 @@ pub fn unit(of: UnitOf, program: &Path, home: &Path, asked: &ManagedSettings) ->
     for (flag, value) in flags {
         words.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
     }
-    let mut text = String::new();
     let how = match of {
         UnitOf::Person => {
             "\
@@ -92,47 +53,16 @@ pub fn unit(of: UnitOf, program: &Path, home: &Path, asked: &ManagedSettings) ->
 "
         }
     };
-    text.push_str(how);
-    let mut line = |line: &str| writeln!(text, "{line}").expect("a string grows");
-    line("\n[Unit]\nDescription=Headscale, managed by GuildNet\nDocumentation=man:systemd.exec(5)");
-    if matches!(of, UnitOf::System { .. }) {
-        // Its address is one that the network gives; a person's systemd does not know of the network.
-        line("Wants=network-online.target\nAfter=network-online.target");
-    }
-    line("\n[Service]");
-    line(&format!("ExecStart={}", words.join(" ")));
-    // `guildnet headscale down` ends it with success: then it stays down.
-    line("Restart=on-failure\nRestartSec=5\nTimeoutStopSec=20\nKillMode=mixed");
-    if let UnitOf::System { uid, gid } = of {
-        line(&format!("User={uid}\nGroup={gid}"));
-        line(&format!("ReadWritePaths={}", value(home)?));
-    }
-    text.push_str(HARDENED);
-    let target = match of {
-        UnitOf::Person => "default.target",
-        UnitOf::System { .. } => {
-            text.push_str(SYSTEM_ONLY);
-            "multi-user.target"
-        }
+    // Its address is one that the network gives.
+    let service = Service {
+        how,
+        description: "Headscale, managed by GuildNet",
+        needs_network: true,
+        command: words,
+        life: LIFE,
+        writes: vec![value(home)?],
     };
-    writeln!(text, "\n[Install]\nWantedBy={target}").expect("a string grows");
-    Ok(text)
-}
-
-/// One word of a unit's command: as [`value`], and nothing is taken for a variable (systemd.service(5), "Command lines").
-fn word(path: &Path) -> Result<String, HostError> {
-    value(path).map(|text| text.replace('$', "$$"))
-}
-
-/// A path in a unit: what systemd gives a meaning to is taken literally (systemd.syntax(7), systemd.unit(5)).
-fn value(path: &Path) -> Result<String, HostError> {
-    let text = path.to_str().filter(|text| !text.contains(char::is_control)).ok_or_else(|| {
-        HostError::new(Class::Usage, format!("{} can't stand in a systemd unit", path.display()))
-            .with_hint("use a folder with a plain name: GUILDNET_HOME=DIR")
-    })?;
-    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-%$+@:,=".contains(c);
-    Ok(if text.chars().all(plain) { text } else { format!("\"{text}\"") })
+    Ok(service.text(of))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! `guildnet headscale up|down|status|backup|serve|env-sync-lan`: their flags become requests, their answers are printed.
 
-use guildnet_host::{AddressChoice, ManagedStatus, Settings, UnitOf};
+use guildnet_host::{AddressChoice, ManagedStatus, Settings};
 use guildnet_model::Class;
 
-use super::Context;
+use super::{Context, service};
 use crate::{
     cli::{EnvSyncLan, Format, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
     failure::Failure,
@@ -27,25 +27,8 @@ pub(super) async fn up(args: ManagedUp, context: &Context) -> Result<(), Failure
 }
 
 fn print_unit(whose: Systemd, settings: &Settings) -> Result<(), Failure> {
-    let absolute = |path: &std::path::Path| {
-        std::path::absolute(path).map_err(|why| {
-            Failure::new(Class::Failed, format!("{}: {why}", path.display()), "run it in a folder that is there")
-        })
-    };
-    let program = std::env::current_exe().map_err(|why| {
-        Failure::new(
-            Class::Failed,
-            format!("this program does not know its own path: {why}"),
-            "call it by its full path",
-        )
-    })?;
-    let of = match whose {
-        Systemd::User => UnitOf::Person,
-        Systemd::System => {
-            UnitOf::System { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
-        }
-    };
-    print::out(&guildnet_host::unit(of, &program, &absolute(&settings.home)?, &settings.managed)?)
+    let (of, program, home) = service::installed(whose, settings)?;
+    print::out(&guildnet_host::unit(of, &program, &home, &settings.managed)?)
 }
 
 pub(super) async fn down(purge: bool, context: &Context) -> Result<(), Failure> {

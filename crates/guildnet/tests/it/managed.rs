@@ -1,12 +1,8 @@
 //! A Headscale of one's own, as far as that needs no `headscale`: the rest is tested on the fleet.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    process::{Command, Stdio},
-};
+use std::fs;
 
-use crate::sandbox::Sandbox;
+use crate::{sandbox::Sandbox, service::accepted_by_systemd};
 
 #[test]
 fn up_without_a_server_and_without_a_program_names_the_ways_on() {
@@ -66,22 +62,7 @@ fn a_unit_is_printed_and_nothing_is_made() {
             ran.out.contains(&format!("WantedBy={target}\n")) && ran.out.contains("NoNewPrivileges=yes"),
             "{ran:#?}"
         );
-        accepted_by_systemd(&ran.out, flag == "--systemd");
+        accepted_by_systemd(&[("guildnet-headscale.service", &ran.out)], flag == "--systemd");
     }
     assert_eq!(sandbox.listing(), before);
-}
-
-/// Asks systemd's own checker, which needs no running systemd.
-fn accepted_by_systemd(unit: &str, of_person: bool) {
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("mode");
-    let file = folder.path().join("guildnet-headscale.service");
-    fs::write(&file, unit).expect("written");
-    let mut check = Command::new("systemd-analyze");
-    check.args(of_person.then_some("--user")).args(["--man=no", "verify"]).arg(&file).stdin(Stdio::null());
-    let said = check.env("XDG_RUNTIME_DIR", folder.path()).output();
-    let said = said.unwrap_or_else(|why| panic!("systemd-analyze (Debian's package systemd): {why}"));
-    let text = String::from_utf8_lossy(&said.stderr);
-    // Units of the machine that are broken by themselves are none of ours.
-    assert!(said.status.success() && !text.contains("guildnet-headscale.service:"), "{text}\n{unit}");
 }

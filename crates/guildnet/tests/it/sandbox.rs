@@ -62,7 +62,7 @@ impl Sandbox {
     }
 
     /// Gives a path to the user that the command runs as.
-    fn open_up(&self, path: &Path, mode: u32) {
+    pub(crate) fn open_up(&self, path: &Path, mode: u32) {
         if rustix::process::geteuid().is_root() {
             chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give files away");
         }
@@ -119,22 +119,25 @@ impl Sandbox {
     }
 
     pub(crate) fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_guildnet"))
-            .args(args)
-            .current_dir(self.path("work"))
-            .env_clear()
-            .env("GUILDNET_HOME", self.path("home"))
-            .env("GUILDNET_LISTEN", self.listen.to_string())
-            .env("HOME", self.path("work"))
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .output()
-            .expect("the command starts");
+        let mut command = self.prepared(Command::new(env!("CARGO_BIN_EXE_guildnet")));
+        let output = command.args(args).envs(env.iter().copied()).output().expect("the command starts");
         Ran {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// A command in the working folder, with this home and nothing else in its environment, and nothing to read.
+    pub(crate) fn prepared(&self, mut command: Command) -> Command {
+        command
+            .current_dir(self.path("work"))
+            .env_clear()
+            .env("GUILDNET_HOME", self.path("home"))
+            .env("GUILDNET_LISTEN", self.listen.to_string())
+            .env("HOME", self.path("work"))
+            .stdin(Stdio::null());
+        command
     }
 
     /// `guildnet up` with a cluster flag and a Headscale that does not answer.
