@@ -296,6 +296,33 @@ async fn an_older_database_is_copied_before_it_is_upgraded() {
 }
 
 #[tokio::test]
+async fn every_version_so_far_is_copied_upgraded_and_then_refuses_its_program() {
+    let all = schema::migrations();
+    for old in 1..all.len() {
+        let home = tempfile::tempdir().expect("tempdir");
+        let older = || Store::open_with(home.path(), all[..old].to_vec(), |o| o);
+        older().await.expect("opened").close().await;
+        let store = Store::open(home.path()).await.expect("upgraded");
+        store.add(&record("a")).await.expect("added");
+        store.close().await;
+        let database = home.path().join("guildnet.db");
+        let copy = schema::copy_path(&database, all.len() as i64);
+        match older().await {
+            Err(refused @ StoreError::Newer { .. }) => {
+                assert!(refused.hint().expect("a hint").contains("put back the copy"), "{refused}");
+            }
+            other => panic!("version {old}: {other:?}"),
+        }
+        // As the operations page says it.
+        for ending in ["-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{ending}", database.display()));
+        }
+        fs::rename(copy, &database).expect("a copy");
+        older().await.expect("what the older program had").close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_failed_upgrade_leaves_the_database_as_it_was() {
     let (home, store) = store().await;
     store.add(&record("a")).await.expect("added");
