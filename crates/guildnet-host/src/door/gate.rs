@@ -44,7 +44,7 @@ impl Gate {
 
     fn admit_at(&self, head: &Parts, now: SystemTime) -> Result<(), Problem> {
         self.named(&head.uri, &head.headers)?;
-        self.of_own_page(&head.headers)?;
+        self.of_own_page(&head.uri, &head.headers)?;
         if head.uri.path() == OPEN_PATH { Ok(()) } else { self.holds_token(head, now) }
     }
 
@@ -65,8 +65,17 @@ impl Gate {
         Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "wrong_host", known))
     }
 
-    fn of_own_page(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let own = |origin: &str| origin.strip_prefix("https://").is_some_and(|name| self.is_own_name(name));
+    /// Client libraries that speak WebSocket name the address that they call as their origin, some with the wrong scheme
+    /// (Python's websocket-client 1.2). That is believed where only a token in a header opens: no page can send one
+    /// there, and at this address nobody but this door can have served one.
+    fn of_own_page(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        let own = |origin: &str| {
+            let name = match origin.strip_prefix("http://") {
+                Some(name) if uri.path().starts_with(KUBE_PATHS) => Some(name),
+                _ => origin.strip_prefix("https://"),
+            };
+            name.is_some_and(|name| self.is_own_name(name))
+        };
         if headers.get_all(header::ORIGIN).iter().all(|origin| origin.to_str().is_ok_and(own)) {
             return Ok(());
         }
@@ -193,6 +202,24 @@ mod tests {
         {
             let code = said("/healthz", &[HOST, BEARER, ("origin", origin)]);
             assert_eq!(code.as_deref(), Some("foreign_origin"), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_client_library_that_names_the_door_as_its_origin_reaches_the_clusters_only() {
+        let origin = ("origin", "http://127.0.0.1:8090");
+        assert_eq!(said("/k8s/a/api/v1/pods", &[HOST, BEARER, origin]), None);
+        assert_eq!(said("/k8s/a/api/v1/pods", &[HOST, origin]).as_deref(), Some("unauthorized"), "without the token");
+        for (uri, origin) in [
+            ("/api/v1/status", "http://127.0.0.1:8090"),
+            ("/k8s/a/", "http://127.0.0.1:8091"),
+            ("/k8s/a/", "http://127.0.0.1"),
+            ("/k8s/a/", "http://evil.example:8090"),
+            ("/k8s/a/", "http://https://127.0.0.1:8090"),
+            ("/k8s/a/", "null"),
+        ] {
+            let code = said(uri, &[HOST, BEARER, ("origin", origin)]);
+            assert_eq!(code.as_deref(), Some("foreign_origin"), "{uri} {origin}");
         }
     }
 }
