@@ -16,6 +16,7 @@ ipset|/usr/sbin/ipset|kube-proxy
 socat|/usr/bin/socat|kubectl port-forward
 ethtool|/usr/sbin/ethtool|kubelet looks for it
 util-linux|/usr/bin/nsenter|enters the namespaces
+python3-kubernetes|/usr/lib/python3/dist-packages/kubernetes/__init__.py|a client of the clusters in the end-to-end tests
 '
 missing=()
 while IFS='|' read -r package file purpose; do

@@ -183,10 +183,10 @@ impl Lab {
         headscale::client(&self.plan, &self.peers)
     }
 
-    /// The `headscale` program that the lab runs, for those who run another server with it.
+    /// A program that was built for the lab, by its family and name: `("kubernetes", "kubectl")`, `("helm", "helm")`.
     #[must_use]
-    pub fn headscale_program(&self) -> PathBuf {
-        self.peers.program("headscale", "headscale")
+    pub fn program(&self, family: &str, name: &str) -> PathBuf {
+        self.peers.program(family, name)
     }
 
     /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway (network).

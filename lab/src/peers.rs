@@ -1,4 +1,5 @@
-//! Builds the peers (Headscale, Tailscale, Kubernetes, etcd, CoreDNS, the pods' workload) from their Go modules.
+//! Builds the peers (Headscale, Tailscale, Kubernetes, etcd, CoreDNS, the pods' workload) and the clients that the tests
+//! run (Helm, a client-go informer) from their Go modules.
 //!
 //! One module for each family, in `peers/`: they need different versions of the same dependencies. Each goes into the
 //! cache under its version and a hash of its recipe; what is there is not built again. A build ends with a rename.

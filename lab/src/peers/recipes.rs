@@ -63,7 +63,7 @@ const HEADSCALE: &str = "headscale";
 const TAILSCALE: &str = "tailscale";
 
 /// All of them. The first of a family is what a lab runs unless told otherwise.
-pub(super) static RECIPES: [Recipe; 10] = [
+pub(super) static RECIPES: [Recipe; 12] = [
     headscale!("0.29.2", "headscale"),
     headscale!("0.28.0", "headscale-0.28.0"),
     headscale!("0.27.1", "headscale-0.27.1"),
@@ -110,6 +110,24 @@ pub(super) static RECIPES: [Recipe; 10] = [
         name: "workload",
         version: "1",
         files: module!("workload", "go.mod", "main.go"),
+        packages: &["."],
+        stamps: &[],
+        rename: None,
+    },
+    // After Kubernetes: the libraries that they share with it are compiled by then.
+    Recipe {
+        name: "helm",
+        // The last that is made of Kubernetes 1.34's libraries.
+        version: "3.19.5",
+        files: module!("helm", "go.mod", "go.sum"),
+        packages: &["helm.sh/helm/v3/cmd/helm"],
+        stamps: &[("helm.sh/helm/v3/internal/version.version", "v3.19.5")],
+        rename: None,
+    },
+    Recipe {
+        name: "clients",
+        version: "1",
+        files: module!("clients", "go.mod", "go.sum", "main.go"),
         packages: &["."],
         stamps: &[],
         rename: None,
@@ -192,7 +210,8 @@ mod tests {
     fn every_module_pins_what_it_names() {
         for recipe in &RECIPES {
             let (_, module) = recipe.files[0];
-            let pinned = recipe.name == "workload" || module.contains(&format!(" v{}\n", recipe.version));
+            let ours = recipe.files.iter().any(|(name, _)| *name == "main.go");
+            let pinned = ours || module.contains(&format!(" v{}\n", recipe.version));
             assert!(pinned, "{} {} is not what its go.mod requires", recipe.name, recipe.version);
         }
     }
@@ -205,7 +224,7 @@ mod tests {
         let mut names: Vec<&str> = versions.recipes().iter().map(|r| r.name).collect();
         assert!(versions.recipes().iter().any(|r| (r.name, r.version) == (HEADSCALE, "0.27.1")));
         names.dedup();
-        assert_eq!(names, ["headscale", "tailscale", "etcd", "kubernetes", "coredns", "workload"]);
+        assert_eq!(names, ["headscale", "tailscale", "etcd", "kubernetes", "coredns", "workload", "helm", "clients"]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Own {
             .current_dir(&self.fleet.home)
             .env("GUILDNET_HOME", &self.fleet.home)
             .env("GUILDNET_LISTEN", self.fleet.listen.to_string())
-            .env("GUILDNET_HEADSCALE_BINARY", self.fleet.lab.headscale_program())
+            .env("GUILDNET_HEADSCALE_BINARY", self.fleet.lab.program("headscale", "headscale"))
             .env("GUILDNET_HEADSCALE_LISTEN", format!("{}:{}", self.address(), self.port))
             .env("GUILDNET_HEADSCALE_ADDRESS", self.address().to_string())
             .env("GUILDNET_HEADSCALE_STUN_PORT", self.stun.to_string())
@@ -227,7 +227,7 @@ fn it_is_saved_moved_and_ended_by_its_own_commands() {
 
         // Another build of the program: everything is copied before it may touch the database.
         let other = fleet.home.join("other-headscale");
-        fs::copy(fleet.lab.headscale_program(), &other).expect("copied");
+        fs::copy(fleet.lab.program("headscale", "headscale"), &other).expect("copied");
         fs::OpenOptions::new()
             .append(true)
             .open(&other)

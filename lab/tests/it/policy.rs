@@ -104,7 +104,12 @@ fn a_policy_in_a_file_is_answered_with_what_to_put_there() {
             let (uid, gid) = fleet.lab.person();
             let mut command = Command::new("/usr/bin/setpriv");
             command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]);
-            command.arg(fleet.lab.headscale_program()).args(args).arg("--config").arg(&config).current_dir(&folder);
+            command
+                .arg(fleet.lab.program("headscale", "headscale"))
+                .args(args)
+                .arg("--config")
+                .arg(&config)
+                .current_dir(&folder);
             command
         };
         let log = fs::File::create(folder.join("by-hand.log")).expect("made");
