@@ -5,6 +5,8 @@
 
 #[path = "it/bad_input.rs"]
 mod bad_input;
+#[path = "it/clients.rs"]
+mod clients;
 #[path = "it/disturbances.rs"]
 mod disturbances;
 #[path = "it/fleet.rs"]

@@ -27,6 +27,8 @@ pub(crate) struct Fleet {
     pub(crate) lab: Lab,
     pub(crate) home: PathBuf,
     pub(crate) listen: SocketAddr,
+    /// The command under test.
+    pub(crate) program: PathBuf,
 }
 
 /// What a command did.
@@ -65,6 +67,16 @@ impl Fleet {
         fleet
     }
 
+    /// The shared fleet for tests that look at every answer themselves: set up only if a cluster does not answer.
+    pub(crate) fn answering() -> Self {
+        let fleet = Self::bare("shared", 18090);
+        let running = fleet.run(&["status"]).code == 0;
+        if !running || CLUSTERS.iter().any(|cluster| fleet.echo(cluster).code != 0) {
+            fleet.set_up(&["--no-verify"]).ok();
+        }
+        fleet
+    }
+
     /// A home of its own, nothing in it.
     pub(crate) fn bare(name: &str, port: u16) -> Self {
         let lab = Lab::attach().unwrap_or_else(|why| panic!("{why}"));
@@ -75,7 +87,7 @@ impl Fleet {
         let (uid, gid) = lab.person();
         chown(&home, Some(uid), Some(gid)).expect("root may give folders away");
         fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("mode");
-        Self { lab, home, listen: SocketAddr::from(([127, 0, 0, 1], port)) }
+        Self { lab, home, listen: SocketAddr::from(([127, 0, 0, 1], port)), program: binary() }
     }
 
     /// The command, as the user would run it, with this home.
@@ -85,7 +97,7 @@ impl Fleet {
 
     /// The same with environment variables and standard input; stopped after five minutes.
     pub(crate) fn run_with(&self, args: &[&str], env: &[(&str, &str)], input: &[u8]) -> Ran {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.program);
         command
             .args(args)
             .current_dir(&self.home)
