@@ -18,9 +18,28 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::{Headscale, HeadscaleConfig};
+use crate::{Headscale, HeadscaleConfig, Node};
 
 pub(crate) const API_KEY: &str = "hskey-api-good";
+
+/// A node as the server lists it, online, with these networks.
+pub(crate) fn listed(name: &str, tag: &str, available: &[&str], approved: &[&str]) -> Node {
+    let nets = |list: &[&str]| list.iter().map(|n| n.parse().expect("a network")).collect();
+    Node {
+        id: 1,
+        name: name.into(),
+        node_key: "nodekey:00".into(),
+        user: None,
+        tags: vec![tag.into()],
+        addresses: vec![],
+        online: true,
+        last_seen: None,
+        expires: None,
+        available_routes: nets(available),
+        approved_routes: nets(approved),
+        elected_routes: vec![],
+    }
+}
 
 /// How the server behaves.
 #[derive(Clone, Debug)]

@@ -157,6 +157,7 @@ pub fn routes_to_approve(router: &Node, allowed: &[IpNet]) -> Option<Vec<IpNet>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake;
 
     fn net(text: &str) -> IpNet {
         text.parse().expect("a network")
@@ -167,20 +168,7 @@ mod tests {
     }
 
     fn node(name: &str, tag: &str, available: &[&str], approved: &[&str], online: bool) -> Node {
-        Node {
-            id: 1,
-            name: name.into(),
-            node_key: "nodekey:00".into(),
-            user: None,
-            tags: vec![tag.into()],
-            addresses: vec![],
-            online,
-            last_seen: None,
-            expires: None,
-            available_routes: available.iter().map(|n| net(n)).collect(),
-            approved_routes: approved.iter().map(|n| net(n)).collect(),
-            elected_routes: vec![],
-        }
+        Node { online, ..fake::listed(name, tag, available, approved) }
     }
 
     #[test]

@@ -76,24 +76,7 @@ impl RouteOverlap {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn node(name: &str, tag: &str, available: &[&str], approved: &[&str]) -> Node {
-        let nets = |list: &[&str]| list.iter().map(|n| n.parse().expect("a network")).collect();
-        Node {
-            id: 1,
-            name: name.into(),
-            node_key: "nodekey:00".into(),
-            user: None,
-            tags: vec![tag.into()],
-            addresses: vec![],
-            online: true,
-            last_seen: None,
-            expires: None,
-            available_routes: nets(available),
-            approved_routes: nets(approved),
-            elected_routes: vec![],
-        }
-    }
+    use crate::fake::listed as node;
 
     fn cluster() -> [PolicyInput; 1] {
         [PolicyInput {

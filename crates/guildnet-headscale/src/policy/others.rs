@@ -210,6 +210,7 @@ fn user(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake;
 
     const NEW: ServerFeatures = ServerFeatures::CURRENT;
     const OLD: ServerFeatures = ServerFeatures::BEFORE_029;
@@ -221,17 +222,11 @@ mod tests {
         let is_tag = who.starts_with("tag:");
         Node {
             id: id.into(),
-            name: name.into(),
             node_key: format!("nodekey:{id}"),
             user: Some(if is_tag { "tagged-devices".into() } else { who.into() }),
             tags: if is_tag { vec![who.into()] } else { vec![] },
             addresses: vec![IpAddr::from([100, 64, 0, id])],
-            online: true,
-            last_seen: None,
-            expires: None,
-            available_routes: vec![],
-            approved_routes: approved.iter().map(|r| r.parse().expect("a route")).collect(),
-            elected_routes: vec![],
+            ..fake::listed(name, who, &[], approved)
         }
     }
 

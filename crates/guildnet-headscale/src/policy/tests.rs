@@ -163,20 +163,7 @@ fn without_via_a_network_that_somebody_else_serves_is_reached_by_4via6_only() {
 
 /// Somebody else's node.
 fn node(name: &str, tag: &str, approved: &[&str]) -> crate::Node {
-    crate::Node {
-        id: u64::from(name.as_bytes()[0]),
-        name: name.into(),
-        node_key: "nodekey:00".into(),
-        user: None,
-        tags: vec![tag.into()],
-        addresses: vec![],
-        online: true,
-        last_seen: None,
-        expires: None,
-        available_routes: vec![],
-        approved_routes: approved.iter().map(|n| n.parse().expect("a network")).collect(),
-        elected_routes: vec![],
-    }
+    crate::Node { id: u64::from(name.as_bytes()[0]), ..crate::fake::listed(name, tag, &[], approved) }
 }
 
 #[test]
