@@ -286,6 +286,14 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Store, HostError> 
     Store::open(&settings.home).await.explained()
 }
 
+/// Puts a changed record in the place of the one in the store.
+pub(crate) async fn put(settings: &Settings, record: &ClusterRecord) -> Result<(), HostError> {
+    let store = open_store(settings).await?;
+    let stored = store.replace(record).await.explained_of(&record.id);
+    store.close().await;
+    stored
+}
+
 /// Opens the store if there is one, and makes nothing.
 pub(crate) async fn open_existing(settings: &Settings) -> Result<Option<Store>, HostError> {
     if has_store(&settings.home) { open_store(settings).await.map(Some) } else { Ok(None) }

@@ -2,7 +2,7 @@
 //!
 //! What an entry says, and how others' are kept, is pure and in `guildnet-kube` (`kubeconfig/fleet.rs`). Here files are
 //! chosen, locked, read and written (`kubeconfigs/file.rs`), and remembered (`kubeconfigs/memory.rs`) so that they follow:
-//! [`follow`] brings them in step when clusters come and go, the Host App moves, or its authority is new.
+//! [`kubeconfigs_follow`] brings them in step when clusters come and go, the Host App moves, or its authority is new.
 //! `kubeconfigs/credential.rs` is what kubectl then runs.
 //!
 //! Of several files (`KUBECONFIG`) each entry stays in the one that has it; new ones go where kubectl puts them: into the

@@ -141,8 +141,8 @@ pub fn cluster_connect<'a>(
     id: &'a ClusterId,
     connect: bool,
     progress: &'a dyn Progress,
-) -> Operation<'a, ConnectionChange> {
-    Box::pin(connect::cluster_connect(settings, id, connect, progress))
+) -> Operation<'a, Switched> {
+    Box::pin(set::cluster_connect(settings, id, connect, progress))
 }
 
 /// Makes a cluster read-only through the Host App, or writable again. A running Host App follows at once, and what is under
@@ -155,7 +155,7 @@ pub fn cluster_set<'a>(
     id: &'a ClusterId,
     read_only: bool,
     progress: &'a dyn Progress,
-) -> Operation<'a, SetChange> {
+) -> Operation<'a, Switched> {
     Box::pin(set::cluster_set(settings, id, read_only, progress))
 }
 

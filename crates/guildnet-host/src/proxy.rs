@@ -73,11 +73,11 @@ pub(crate) async fn serve(api: &dyn HostApi, limits: &Limits, request: Request, 
         Err(refusal) => {
             let status = refusal.status();
             // What a client can repeat without end is not written down each time.
-            if status.is_server_error() || status == StatusCode::FORBIDDEN {
-                let status = status.as_u16();
+            let written = status.is_server_error() || status == StatusCode::FORBIDDEN;
+            let status = status.as_u16();
+            if written {
                 tracing::info!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
             } else {
-                let status = status.as_u16();
                 tracing::debug!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
             }
             refusal.into_response()

@@ -206,10 +206,7 @@ async fn take_out(id: &ClusterId, reached: Reached, done: &mut Removed) {
 async fn disconnect(settings: &Settings, record: &ClusterRecord, host: Option<&HostClient>) -> Result<(), HostError> {
     if !record.disconnected {
         let record = ClusterRecord { disconnected: true, updated: Timestamp::now(), ..record.clone() };
-        let store = fleet::open_store(settings).await?;
-        let stored = store.replace(&record).await.explained_of(&record.id);
-        store.close().await;
-        stored?;
+        fleet::put(settings, &record).await?;
     }
     match host {
         Some(host) => host.reload().await,

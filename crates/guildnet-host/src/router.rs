@@ -282,18 +282,11 @@ pub(crate) async fn router_ensure(
 
 /// Stores a record that changed in what its connector does not use; a running Host App takes it over.
 pub(crate) async fn keep(settings: &Settings, record: &ClusterRecord) -> Result<(), HostError> {
-    put(settings, record).await?;
+    fleet::put(settings, record).await?;
     match HostClient::discover(&settings.home)? {
         Some(host) => host.reload().await,
         None => Ok(()),
     }
-}
-
-async fn put(settings: &Settings, record: &ClusterRecord) -> Result<(), HostError> {
-    let store = fleet::open_store(settings).await?;
-    let stored = store.replace(record).await.explained_of(&record.id);
-    store.close().await;
-    stored
 }
 
 /// The server at which a cluster's routers log in; `None` if none is known.
@@ -377,7 +370,7 @@ async fn adopt(
     record.routes = routes.clone();
     record.routes_given = settled.given;
     record.updated = jiff::Timestamp::now();
-    put(settings, &record).await?;
+    fleet::put(settings, &record).await?;
     Ok(record.router_auth_key.filter(|key| old_key.as_ref() != Some(key)))
 }
 

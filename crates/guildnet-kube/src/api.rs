@@ -11,7 +11,7 @@ use std::{
 };
 
 use guildnet_model::{Dialer, Target};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header::AUTHORIZATION, uri::PathAndQuery};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::{client::legacy, rt::TokioTimer};
@@ -99,8 +99,9 @@ impl ApiServer {
             .http2_keep_alive_interval(PING_EVERY)
             .http2_keep_alive_timeout(PING_LIMIT)
             .build::<_, Body>(connect.clone());
-        let with_credential = access.clone();
-        let service = tower::service_fn(move |request| send(http.clone(), with_credential.clone(), request));
+        let target = forward::Target::new(access);
+        let front = target.clone();
+        let service = tower::service_fn(move |request| send(http.clone(), front.clone(), request));
         let client = kube::Client::new(service, "default");
         let server = access.server().as_str().trim_end_matches('/').to_owned();
         Self(Arc::new(Inner {
@@ -108,7 +109,7 @@ impl ApiServer {
             client,
             pool: Pool::new(connect.clone(), tasks.clone()),
             upgrades: forward::for_upgrades(&connect, access),
-            target: forward::Target::new(access),
+            target,
             tasks,
         }))
     }
@@ -233,37 +234,21 @@ fn peer(server: &Url) -> Peer {
     }
 }
 
-/// Sends a request with the token that is good now.
+/// Sends a request that has a path only, with the token that is good now.
 async fn send(
     http: legacy::Client<Connect, Body>,
-    access: ClusterAccess,
+    target: forward::Target,
     request: Request<Body>,
 ) -> Result<Response<Incoming>, BoxError> {
-    let bearer = access.bearer().await?;
-    let answer = http.request(address(request, access.server(), bearer.as_ref())).await?;
-    if answer.status() == StatusCode::UNAUTHORIZED && access.refused(bearer.as_ref()).await {
+    let bearer = target.access.bearer().await.map_err(KubeCause::from)?;
+    let (head, body) = request.into_parts();
+    let head = target.complete(head, bearer.as_ref())?;
+    let answer = http.request(Request::from_parts(head, body)).await?;
+    if answer.status() == StatusCode::UNAUTHORIZED && target.access.refused(bearer.as_ref()).await {
         // What was sent can't be sent again from here; who asks again gets another token.
-        return Err(Stale.into());
+        return Err(KubeCause::Stale.into());
     }
     Ok(answer)
-}
-
-/// The API server refused a token that is replaced with the next request.
-#[derive(Debug, thiserror::Error)]
-#[error("the token was refused, and another one is to be had")]
-pub(crate) struct Stale;
-
-/// Completes a request that has a path only: the server's scheme, authority and path prefix, and the token.
-fn address(mut request: Request<Body>, base: &Url, bearer: Option<&HeaderValue>) -> Request<Body> {
-    let asked = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-    let whole = format!("{}://{}{}{asked}", base.scheme(), base.authority(), base.path().trim_end_matches('/'));
-    if let Ok(uri) = whole.parse::<Uri>() {
-        *request.uri_mut() = uri;
-    }
-    if let Some(bearer) = bearer {
-        request.headers_mut().insert(AUTHORIZATION, bearer.clone());
-    }
-    request
 }
 
 /// The message of a Kubernetes `Status`, or the text itself, shortened, if it is none.

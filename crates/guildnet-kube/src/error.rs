@@ -7,7 +7,7 @@ use std::{error::Error as StdError, time::Duration};
 use guildnet_model::{Class, DialError, Explain};
 use rustls::CertificateError;
 
-use crate::{api::Stale, connect::ConnectError, credential::CredentialError};
+use crate::{connect::ConnectError, credential::CredentialError};
 
 /// A request to an API server failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +137,12 @@ impl From<kube::Error> for KubeCause {
     }
 }
 
+impl From<CredentialError> for KubeCause {
+    fn from(none: CredentialError) -> Self {
+        Self::Credential { why: none.to_string() }
+    }
+}
+
 impl KubeCause {
     /// The cause behind an error of a connection: ours, or one of TLS, else that it broke.
     pub(crate) fn lost(e: &(dyn StdError + 'static)) -> Self {
@@ -160,11 +166,8 @@ impl KubeCause {
 fn from_chain(top: &(dyn StdError + 'static)) -> Option<KubeCause> {
     let mut next = Some(top);
     while let Some(e) = next {
-        if e.is::<Stale>() {
-            return Some(KubeCause::Stale);
-        }
-        if let Some(none) = e.downcast_ref::<CredentialError>() {
-            return Some(KubeCause::Credential { why: none.to_string() });
+        if let Some(cause) = e.downcast_ref::<KubeCause>() {
+            return Some(cause.clone());
         }
         if let Some(ours) = e.downcast_ref::<ConnectError>() {
             return Some(match ours {

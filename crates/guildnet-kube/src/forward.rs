@@ -57,8 +57,7 @@ impl ApiServer {
     /// Dropping the future, or the answer's body, ends the request; the connection lives on where it is shared.
     pub async fn forward(&self, request: Request<ForwardBody>) -> Result<Response<ForwardBody>, KubeError> {
         let (head, body) = request.into_parts();
-        let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method);
-        let again = (reads && body.is_end_stream()).then(|| head.clone());
+        let again = is_repeatable(&head.method, &body).then(|| head.clone());
         let mut answered = self.ask(head, body).await;
         if let (Ok(Asked { stale: true, .. }), Some(head)) = (&answered, again) {
             answered = self.ask(head, nothing()).await;
@@ -70,7 +69,7 @@ impl ApiServer {
 
     async fn ask(&self, head: Parts, body: ForwardBody) -> Result<Asked, KubeCause> {
         let target = &self.0.target;
-        let bearer = target.bearer().await?;
+        let bearer = target.access.bearer().await?;
         let head = target.complete(head, bearer.as_ref())?;
         let (answer, held) = self.0.pool.send(Request::from_parts(head, body)).await?;
         let refused = answer.status() == StatusCode::UNAUTHORIZED;
@@ -90,7 +89,7 @@ impl ApiServer {
 
     async fn try_upgrade(&self, request: Request<()>) -> Result<Upgrade, KubeCause> {
         let target = &self.0.target;
-        let bearer = target.bearer().await?;
+        let bearer = target.access.bearer().await?;
         let head = target.complete(request.into_parts().0, bearer.as_ref())?;
         let stream = self.0.upgrades.clone().connect().await.map_err(|e| KubeCause::lost(&e))?;
         let (mut sender, connection) =
@@ -125,9 +124,10 @@ struct Asked {
     stale: bool,
 }
 
-/// What is put in front of every request that is passed on.
+/// What is put in front of every request.
+#[derive(Clone)]
 pub(crate) struct Target {
-    access: ClusterAccess,
+    pub(crate) access: ClusterAccess,
 }
 
 impl Target {
@@ -139,13 +139,8 @@ impl Target {
         self.access.server()
     }
 
-    /// The token that is good now.
-    async fn bearer(&self) -> Result<Option<HeaderValue>, KubeCause> {
-        self.access.bearer().await.map_err(|why| KubeCause::lost(&why))
-    }
-
     /// Completes a head: whatever authority it names is replaced by the server's, and so is any credential.
-    fn complete(&self, mut head: Parts, bearer: Option<&HeaderValue>) -> Result<Parts, KubeCause> {
+    pub(crate) fn complete(&self, mut head: Parts, bearer: Option<&HeaderValue>) -> Result<Parts, KubeCause> {
         let base = self.base();
         let asked = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = format!("{}{asked}", base.path().trim_end_matches('/'));
@@ -165,6 +160,11 @@ impl Target {
         head.extensions.clear();
         Ok(head)
     }
+}
+
+/// Whether a request can be made twice: it reads, and has no body that would be used up.
+fn is_repeatable(method: &Method, body: &ForwardBody) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) && body.is_end_stream()
 }
 
 /// In HTTP/1.1 the path stands alone, and a header names the server.

@@ -158,6 +158,13 @@ pub fn create(path: &Path, content: &[u8]) -> Result<bool, PrivateError> {
     }
 }
 
+/// The path with `ending` behind its name.
+pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
 /// A synced file beside its final place; its name goes away on drop.
 struct Temporary {
     path: PathBuf,

@@ -1,6 +1,7 @@
 //! The fixture: the running lab, a home folder for the Host App under test, and the command.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::Write,
     net::{SocketAddr, TcpStream},
@@ -164,6 +165,14 @@ impl Fleet {
         let mut command = self.lab.kubectl(cluster);
         command.args(args);
         finish(command, b"", Duration::from_secs(120))
+    }
+
+    /// A program as an ordinary user runs it: without root from the beginning.
+    pub(crate) fn as_person(&self, program: impl AsRef<OsStr>) -> Command {
+        let (uid, gid) = self.lab.person();
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]).arg(program);
+        command
     }
 
     /// Process id of the Host App.

@@ -47,11 +47,8 @@ impl Own {
     }
 
     pub(crate) fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Ran {
-        let (uid, gid) = self.fleet.lab.person();
-        let mut command = Command::new("/usr/bin/setpriv");
+        let mut command = self.fleet.as_person(binary());
         command
-            .args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()])
-            .arg(binary())
             .args(args)
             .current_dir(&self.fleet.home)
             .env("GUILDNET_HOME", &self.fleet.home)

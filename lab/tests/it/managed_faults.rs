@@ -1,7 +1,7 @@
 //! A Headscale of one's own that gets another address, and one that is put back from a backup: the fleet comes back by
 //! one command. Long: routers join anew.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use serde_json::Value;
 
@@ -92,9 +92,7 @@ fn it_is_followed_to_another_address_and_back_from_a_backup_by_up() {
 
 /// As its owner.
 fn unpack(fleet: &Fleet, folder: &Path, backup: &str) {
-    let (uid, gid) = fleet.lab.person();
-    let mut tar = Command::new("/usr/bin/setpriv");
-    tar.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]);
-    tar.args(["tar", "-xf", backup]).current_dir(folder);
+    let mut tar = fleet.as_person("tar");
+    tar.args(["-xf", backup]).current_dir(folder);
     finish(tar, b"", Duration::from_secs(10)).ok();
 }

@@ -101,15 +101,8 @@ fn a_policy_in_a_file_is_answered_with_what_to_put_there() {
             give_to_person(fleet, made);
         }
         let command = |args: &[&str]| {
-            let (uid, gid) = fleet.lab.person();
-            let mut command = Command::new("/usr/bin/setpriv");
-            command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]);
-            command
-                .arg(fleet.lab.program("headscale", "headscale"))
-                .args(args)
-                .arg("--config")
-                .arg(&config)
-                .current_dir(&folder);
+            let mut command = fleet.as_person(fleet.lab.program("headscale", "headscale"));
+            command.args(args).arg("--config").arg(&config).current_dir(&folder);
             command
         };
         let log = fs::File::create(folder.join("by-hand.log")).expect("made");

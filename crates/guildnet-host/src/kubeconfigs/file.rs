@@ -13,6 +13,7 @@ use std::{
 };
 
 use guildnet_model::{Class, Secret};
+use guildnet_store::private::with_ending;
 use rustix::fs::Access;
 use tokio::time::{Instant, sleep};
 
@@ -189,12 +190,6 @@ fn refused(file: &Path, why: &io::Error) -> HostError {
 
 fn folder(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn with_ending(file: &Path, ending: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 fn sync_folder(file: &Path) -> Result<(), HostError> {

@@ -12,7 +12,10 @@ use std::{
 
 use guildnet_headscale::managed::DATABASE_FILE;
 use guildnet_model::Class;
-use guildnet_store::{copy_database, private};
+use guildnet_store::{
+    copy_database,
+    private::{self, with_ending},
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -91,12 +94,6 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
-}
-
-fn with_ending(file: &Path, ending: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 /// Writes the archive and syncs it; returns its size.

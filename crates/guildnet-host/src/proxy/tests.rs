@@ -153,6 +153,15 @@ async fn status(response: Response<Incoming>) -> (u16, String, String) {
 }
 
 /// Reads the head of an answer, and nothing behind it.
+/// Sends a request over HTTP/1.1 with the token, `more` being further headers and the body's beginning.
+async fn ask_over_http1(served: &Served, what: &str, more: &str) -> TlsStream<TcpStream> {
+    let mut stream = served.tls(&[]).await;
+    let (host, token) = (served.address, served.token());
+    let request = format!("{what} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n{more}");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    stream
+}
+
 async fn head(stream: &mut TlsStream<TcpStream>) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -234,13 +243,7 @@ async fn a_watch_flows_as_it_is_sent_and_ends_at_the_server_with_its_client() {
 #[tokio::test]
 async fn a_watch_flows_over_http1_too() {
     let (server, served) = one(HTTP2).await;
-    let mut stream = served.tls(&[]).await;
-    let request = format!(
-        "GET /k8s/a/api/v1/pods?watch=true HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\r\n",
-        served.address,
-        served.token()
-    );
-    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut stream = ask_over_http1(&served, "GET /k8s/a/api/v1/pods?watch=true", "\r\n").await;
     assert!(head(&mut stream).await.contains("transfer-encoding: chunked\r\n"));
     for piece in ["ADDED", "GONE!"] {
         server.events.send(piece.into()).await.expect("a watch");
@@ -307,14 +310,11 @@ async fn readers_that_stand_still_do_not_hold_up_the_others() {
 async fn exec_is_a_stream_both_ways_by_websocket_and_by_spdy() {
     for (method, protocol) in [("GET", "websocket"), ("POST", "SPDY/3.1")] {
         let (server, served) = one(HTTP2).await;
-        let mut stream = served.tls(&[]).await;
-        let request = format!(
-            "{method} /k8s/a/api/v1/namespaces/x/pods/p/exec?command=sh HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
-             connection: Upgrade\r\nupgrade: {protocol}\r\nsec-websocket-protocol: v5.channel.k8s.io\r\ncontent-length: 0\r\n\r\n",
-            served.address,
-            served.token()
+        let what = format!("{method} /k8s/a/api/v1/namespaces/x/pods/p/exec?command=sh");
+        let more = format!(
+            "connection: Upgrade\r\nupgrade: {protocol}\r\nsec-websocket-protocol: v5.channel.k8s.io\r\ncontent-length: 0\r\n\r\n"
         );
-        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut stream = ask_over_http1(&served, &what, &more).await;
         let answer = head(&mut stream).await.to_lowercase();
         assert!(answer.starts_with("http/1.1 101 "), "{answer}");
         assert!(answer.contains(&format!("upgrade: {}\r\n", protocol.to_lowercase())), "{answer}");
@@ -433,13 +433,7 @@ async fn what_cannot_be_served_is_said_as_kubernetes_says_it() {
 #[tokio::test]
 async fn a_stop_cuts_a_watch_when_its_grace_is_over() {
     let (server, served) = one(HTTP1).await;
-    let mut stream = served.tls(&[]).await;
-    let request = format!(
-        "GET /k8s/a/api/v1/pods?watch=true HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\r\n",
-        served.address,
-        served.token()
-    );
-    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut stream = ask_over_http1(&served, "GET /k8s/a/api/v1/pods?watch=true", "\r\n").await;
     assert!(head(&mut stream).await.starts_with("HTTP/1.1 200 "));
     tokio::time::pause();
     let begun = tokio::time::Instant::now();
@@ -455,13 +449,8 @@ async fn a_stop_cuts_a_watch_when_its_grace_is_over() {
 #[tokio::test]
 async fn a_body_that_does_not_come_gives_its_place_back() {
     let (_server, served) = one(HTTP1).await;
-    let mut stream = served.tls(&[]).await;
-    let request = format!(
-        "POST /k8s/a/api/v1/namespaces HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: 9\r\n\r\n{{",
-        served.address,
-        served.token()
-    );
-    stream.write_all(request.as_bytes()).await.expect("sent");
+    let begun_body = "connection: close\r\ncontent-length: 9\r\n\r\n{";
+    let mut stream = ask_over_http1(&served, "POST /k8s/a/api/v1/namespaces", begun_body).await;
     tokio::time::pause();
     let begun = tokio::time::Instant::now();
     let mut answer = String::new();

@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response, request::Parts};
+use http::{Request, Response, request::Parts};
 use hyper::{
-    body::{Body as _, Incoming},
+    body::Incoming,
     client::conn::{TrySendError, http1, http2},
     rt::Executor as _,
 };
@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ForwardBody, nothing, over_http1};
+use super::{ForwardBody, is_repeatable, nothing, over_http1};
 use crate::{
     api::{PING_EVERY, PING_LIMIT, Tasks},
     connect::Connect,
@@ -125,8 +125,7 @@ impl Pool {
     /// Sends a request, once more where that can't do anything twice.
     pub(super) async fn send(&self, request: Request<ForwardBody>) -> Result<(Response<Incoming>, Held), KubeCause> {
         let (lane, room) = self.room()?;
-        let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-        let repeatable = reads && request.body().is_end_stream();
+        let repeatable = is_repeatable(request.method(), request.body());
         let (head, mut body) = request.into_parts();
         let mut again = true;
         loop {
