@@ -1,6 +1,6 @@
 //! The door: HTTPS on 127.0.0.1:8090, the only way into a running Host App.
 //!
-//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`: by which token), `door/routes.rs` what there is behind it, `door/serve.rs` moves the bytes,
+//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`: by which token), `door/routes.rs` what there is behind it (`door/v1.rs`: the API), `door/serve.rs` moves the bytes,
 //!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
 //! - Behind `/k8s/` is `proxy.rs`, with rules of its own.
 //! - Loopback only: the certificate names nothing else. No cookies, no CORS, no page yet.
@@ -17,6 +17,7 @@ mod serve;
 #[cfg(test)]
 pub(crate) mod tests;
 mod token;
+mod v1;
 
 use std::{
     fmt, io,
@@ -32,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 pub use api::HostApi;
 pub use token::token;
 
-pub(crate) use routes::{DIAL_PROTOCOL, Verify};
 pub(crate) use token::existing as existing_token;
+pub(crate) use v1::{DIAL_PROTOCOL, Verify};
 
 use crate::{HostError, proxy::Limits};
 use gate::Gate;

@@ -9,6 +9,7 @@ use guildnet_model::{
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     HostError, Progress, Settings,
@@ -25,10 +26,11 @@ use crate::{
 pub(crate) const DISCONNECTED: &str = "disconnected";
 
 /// One cluster in [`StatusReport`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// Its id.
+    #[schema(value_type = String)]
     pub id: ClusterId,
     /// The connector's state, one word: `ready`, `starting`, `needs_key`, ...; `not_running` if no Host App runs,
     /// `disconnected` if a person wants it so.
@@ -62,7 +64,7 @@ pub struct ClusterStatus {
 }
 
 /// The Host App and its clusters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusReport {
     /// Whether the Host App runs.

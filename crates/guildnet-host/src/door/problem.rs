@@ -9,11 +9,15 @@ use axum::response::{IntoResponse, Response};
 use guildnet_model::{Class, DialError, Explain, Target};
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::HostError;
 
-/// A refusal. In its body, [`Wire`], it also has `type` and `title`, which follow from code and status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A refusal: the thing, the cause and the next step.
+///
+/// In its body, [`Wire`], it also has `type` and `title`, which follow from code and status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Refusal)]
 pub(crate) struct Problem {
     /// The HTTP status.
     pub(crate) status: u16,
@@ -24,14 +28,18 @@ pub(crate) struct Problem {
     /// The next step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hint: Option<String>,
+    /// Where in the request's body the fault is, like `clusters[1]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<String>,
     /// What became of a dial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dial: Option<Box<RefusedDial>>,
 }
 
 /// The body of a refusal.
-#[derive(Serialize)]
-struct Wire<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Wire<'a> {
     /// `urn:guildnet:problem:<code>`: one for each kind of trouble.
     r#type: String,
     /// The kind in words, the same for all of a status.
@@ -43,7 +51,14 @@ struct Wire<'a> {
 impl Problem {
     /// A refusal of the door's own.
     pub(super) fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), detail: detail.into(), code: code.to_owned(), hint: None, dial: None }
+        Self {
+            status: status.as_u16(),
+            detail: detail.into(),
+            code: code.to_owned(),
+            hint: None,
+            field: None,
+            dial: None,
+        }
     }
 
     /// Names the next step.
@@ -128,7 +143,7 @@ fn class(code: &str) -> Class {
 }
 
 /// [`DialError`] on its way from the Host App to the command. The target is known on both sides.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum RefusedDial {
     /// [`DialError::NoRoute`]

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use guildnet_model::ClusterId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How one check ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Outcome {
 }
 
 /// The word for how a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It holds.
@@ -77,7 +78,7 @@ pub enum Verdict {
 }
 
 /// One check of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckReport {
     /// The check's name, like `headscale.reachable`.
     pub id: String,
@@ -94,7 +95,7 @@ pub struct CheckReport {
 }
 
 /// The checks of one cluster, or of the server (empty id).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterReport {
     /// The cluster's id; empty for what concerns no single cluster.
     pub id: String,
@@ -103,7 +104,7 @@ pub struct ClusterReport {
 }
 
 /// What verify found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Report {
     /// Nothing failed and nothing was skipped.
     pub success: bool,

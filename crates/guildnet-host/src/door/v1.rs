@@ -1,0 +1,183 @@
+//! `/api/v1`: what a person's programs ask of the Host App, described by the OpenAPI document that is made from it.
+//!
+//! One file for each noun: its handlers, thin, and its bodies. A handler that is registered here is in the document, and
+//! the other way round: `routes!` takes both from the same place. Answers are JSON in camelCase, refusals [`Problem`]s.
+//! `docs/openapi.json` is the document as text, kept equal by a test.
+
+mod app;
+mod clusters;
+mod verify;
+
+use std::time::Duration;
+
+use axum::{Json, Router, body::Body, http::StatusCode, routing::get};
+use guildnet_model::ClusterId;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use utoipa::{
+    PartialSchema as _, ToSchema as _,
+    openapi::{
+        Components, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, ResponseBuilder,
+        path::Operation,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{
+    problem::{Problem, Wire},
+    routes::Behind,
+};
+use crate::HostError;
+
+pub(crate) use clusters::DIAL_PROTOCOL;
+pub(crate) use verify::Verify;
+
+/// Where the document is.
+pub(super) const DOCUMENT_PATH: &str = "/api/openapi.json";
+/// Largest body of a request. A list of all ids of a large fleet is a tenth of it.
+const BODY_LIMIT: usize = 64 * 1024;
+/// How long a body may take: it comes from the same machine.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// The scheme of the credential, in the document.
+const TOKEN: &str = "token";
+
+/// The routes below `/api`, the document among them.
+pub(super) fn router() -> Router<Behind> {
+    let (routes, document) = described().split_for_parts();
+    let document = finished(document);
+    routes.route(DOCUMENT_PATH, get(async move || Json(document)))
+}
+
+/// What the API is, as an OpenAPI 3.1 document.
+#[cfg(test)]
+pub(super) fn document() -> OpenApi {
+    finished(described().into_openapi())
+}
+
+fn described() -> OpenApiRouter<Behind> {
+    let info = InfoBuilder::new()
+        .title("GuildNet Host App")
+        .version("v1")
+        .description(Some(
+            "The clusters of this device: their connectors, checks and switches. HTTPS on loopback only.",
+        ))
+        .build();
+    OpenApiRouter::with_openapi(OpenApiBuilder::new().info(info).build())
+        .merge(app::routes())
+        .merge(clusters::routes())
+        .merge(verify::routes())
+}
+
+/// What all operations have in common: the token, and refusals of one form.
+fn finished(mut document: OpenApi) -> OpenApi {
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("guildnet token")).build();
+    let components = document.components.get_or_insert_with(Components::new);
+    components.add_security_scheme(TOKEN, SecurityScheme::Http(bearer));
+    let mut schemas = vec![(Wire::name().into_owned(), Wire::schema())];
+    Wire::schemas(&mut schemas);
+    components.schemas.extend(schemas);
+    document.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, [])]);
+    let refusal = ContentBuilder::new().schema(Some(RefOr::Ref(Ref::from_schema_name("Problem")))).build();
+    let refusal = ResponseBuilder::new()
+        .description("Refused: the thing, the cause and the next step")
+        .content("application/problem+json", refusal)
+        .build();
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        operation.responses.responses.insert("default".to_owned(), RefOr::T(refusal.clone()));
+    }
+    document
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch].into_iter().flatten()
+}
+
+/// The cluster that a path names.
+pub(super) fn cluster_id(text: &str) -> Result<ClusterId, Problem> {
+    text.parse::<ClusterId>().map_err(|why| HostError::explained(&why).into())
+}
+
+/// The refusal for a cluster that is not there.
+pub(super) async fn unknown(behind: &Behind, id: &ClusterId) -> Problem {
+    let known: Vec<ClusterId> = behind.api.clusters().await.into_iter().map(|c| c.id).collect();
+    HostError::unknown_cluster(id, &known).into()
+}
+
+/// Reads a JSON body; an empty one is the default.
+pub(super) async fn read<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
+    let content = gather(body).await?;
+    if content.is_empty() { Ok(T::default()) } else { parse(&content) }
+}
+
+async fn gather(body: Body) -> Result<bytes::Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(why)) if why.is::<LengthLimitError>() => {
+            let detail = format!("the body is larger than {BODY_LIMIT} bytes");
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail))
+        }
+        Ok(Err(why)) => Err(Problem::new(StatusCode::BAD_REQUEST, "broken_body", why.to_string())),
+        Err(_) => {
+            let detail = format!("the body did not come within {BODY_TIME:?}");
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "slow_body", detail))
+        }
+    }
+}
+
+/// Parses a body, and names the field that is wrong.
+fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(content);
+    let refuse = |field: Option<String>, why: serde_json::Error| {
+        let refused =
+            Problem::new(StatusCode::BAD_REQUEST, "usage", format!("the body is not what is expected: {why}"));
+        Problem { field, ..refused }
+    };
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|why| {
+        let field = Some(why.path().to_string()).filter(|path| path != ".");
+        refuse(field, why.into_inner())
+    })?;
+    reader.end().map_err(|why| refuse(None, why))?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a wanted change, write the file anew: `UPDATE_OPENAPI=1 cargo nextest run -E 'test(committed_document)'`.
+    #[test]
+    fn the_committed_document_is_the_one_that_is_served() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let served = document().to_pretty_json().expect("JSON") + "\n";
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(file, &served).expect("written");
+        }
+        let committed = std::fs::read_to_string(file).unwrap_or_default();
+        assert!(
+            committed == served,
+            "docs/openapi.json is not what the Host App serves; UPDATE_OPENAPI=1 writes it anew"
+        );
+    }
+
+    #[test]
+    fn every_operation_says_what_it_does_and_how_it_refuses() {
+        let mut document = document();
+        assert_eq!(serde_json::to_value(&document.openapi).expect("JSON"), "3.1.0");
+        for (path, item) in &mut document.paths.paths {
+            for operation in operations(item) {
+                assert!(operation.summary.as_ref().is_some_and(|s| !s.is_empty()), "{path}");
+                assert!(operation.responses.responses.contains_key("default"), "{path}");
+            }
+        }
+        let schemas = document.components.expect("components").schemas;
+        assert!(schemas.contains_key("Problem"), "{:?}", schemas.keys());
+    }
+
+    #[test]
+    fn a_wrong_body_is_answered_with_its_field() {
+        let field = |text: &str| parse::<Verify>(text.as_bytes()).expect_err("wrong").field;
+        assert_eq!(field(r#"{"clusters": ["a", "B!"]}"#).as_deref(), Some("clusters[1]"));
+        assert_eq!(field(r#"{"clusters": []} x"#), None);
+    }
+}
