@@ -12,6 +12,7 @@ use guildnet_store::{ClusterRecord, HeadscaleRecord};
 use jiff::Timestamp;
 use serde::Serialize;
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::{
     Consent, HostError, KubeconfigRef, Progress, Settings,
@@ -62,10 +63,11 @@ pub struct AddRequest {
 }
 
 /// A cluster as the store knows it: nothing secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterInfo {
     /// Its id.
+    #[schema(value_type = String)]
     pub id: ClusterId,
     /// The kubeconfig's context that it came from.
     pub context: String,
@@ -74,16 +76,20 @@ pub struct ClusterInfo {
     /// The API server's address inside the cluster, once seen.
     pub api_address: Option<String>,
     /// The Headscale server.
+    #[schema(value_type = String)]
     pub ts_login_server: Url,
     /// Its networks.
+    #[schema(value_type = Vec<String>)]
     pub ts_routes: Networks,
     /// Where the connector keeps its identity.
+    #[schema(value_type = String)]
     pub ts_state_path: PathBuf,
     /// The namespace's name on the Headscale server.
     pub namespace: String,
     /// The namespace's number there.
     pub namespace_id: Option<u64>,
     /// Site number.
+    #[schema(value_type = Option<u16>)]
     pub site: Option<SiteNumber>,
     /// Whether a client key is kept (sealed).
     pub has_client_key: bool,
@@ -94,7 +100,7 @@ pub struct ClusterInfo {
 }
 
 impl ClusterInfo {
-    fn of(record: &ClusterRecord) -> Self {
+    pub(crate) fn of(record: &ClusterRecord) -> Self {
         Self {
             id: record.id.clone(),
             context: record.context.clone(),

@@ -19,7 +19,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     ClusterStatus, HostError, StatusReport, certs, daemon,
-    door::{self, DIAL_PROTOCOL, Verify, problem::Problem},
+    door::{self, Changed, DIAL_PROTOCOL, Verify, problem::Problem},
+    jobs::Job,
+    set::ClusterChange,
     verify::Report,
 };
 
@@ -125,8 +127,26 @@ impl HostClient {
     /// An unknown cluster; it does not answer, or refuses.
     pub async fn verify(&self, clusters: &[ClusterId]) -> Result<Report, HostError> {
         let asked = serde_json::to_vec(&Verify { clusters: clusters.to_vec() }).expect("ids are always JSON");
-        let answer = self.exchange(Method::POST, "/api/v1/verify", asked.into(), VERIFY_TIME).await?;
-        self.read(answer)
+        let answer = self.exchange(Method::POST, "/api/v1/verify?wait=true", asked.into(), VERIFY_TIME).await?;
+        let job: Job = self.read(answer)?;
+        match (job.result, job.error) {
+            (Some(report), _) => serde_json::from_value(report).map_err(|why| self.unexpected(&why)),
+            (None, Some(why)) => Err(why.into_error()),
+            (None, None) => {
+                Err(HostError::new(Class::Failed, "the checks were cancelled").with_hint("run the command again"))
+            }
+        }
+    }
+
+    /// Sets switches of a cluster. `true`: it was not so before.
+    ///
+    /// # Errors
+    /// There is no cluster of that id; it does not answer, or refuses.
+    pub(crate) async fn change(&self, id: &ClusterId, change: &ClusterChange) -> Result<bool, HostError> {
+        let asked = serde_json::to_vec(change).expect("switches are always JSON");
+        let path = format!("/api/v1/clusters/{id}");
+        let changed: Changed = self.read(self.exchange(Method::PATCH, &path, asked.into(), RELOAD_TIME).await?)?;
+        Ok(changed.changed)
     }
 
     /// Makes it read the store again.
@@ -152,13 +172,15 @@ impl HostClient {
         if !status.is_success() {
             return Err(self.refused(status, &body));
         }
-        serde_json::from_slice(&body).map_err(|why| {
-            HostError::new(
-                Class::Failed,
-                format!("the Host App at {} said something else than expected: {why}", self.url()),
-            )
-            .with_hint("it may be of another version: guildnet down, then guildnet up")
-        })
+        serde_json::from_slice(&body).map_err(|why| self.unexpected(&why))
+    }
+
+    fn unexpected(&self, why: &serde_json::Error) -> HostError {
+        HostError::new(
+            Class::Failed,
+            format!("the Host App at {} said something else than expected: {why}", self.url()),
+        )
+        .with_hint("it may be of another version: guildnet down, then guildnet up")
     }
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> HostError {

@@ -19,7 +19,11 @@ use guildnet_model::{
 use tokio::{sync::Mutex, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::HostError;
+use crate::{
+    HostError,
+    events::{Events, What},
+    status::word,
+};
 
 /// How long a connector may take to close its connections: a control and a relay connection, each one round trip.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -80,14 +84,30 @@ pub(crate) struct ClusterActor {
 impl ClusterActor {
     /// Starts one; returns at once.
     pub(crate) fn spawn(spec: ClusterSpec, connectors: Arc<dyn StartConnector>) -> Self {
-        Self::spawn_with(spec, connectors, RESTART_WAIT)
+        Self::spawn_told(spec, connectors, Arc::default())
     }
 
-    fn spawn_with(spec: ClusterSpec, connectors: Arc<dyn StartConnector>, wait: (Duration, Duration)) -> Self {
+    /// The same, telling its changes of state.
+    pub(crate) fn spawn_told(spec: ClusterSpec, connectors: Arc<dyn StartConnector>, events: Arc<Events>) -> Self {
+        Self::spawn_with(spec, connectors, events, RESTART_WAIT)
+    }
+
+    fn spawn_with(
+        spec: ClusterSpec,
+        connectors: Arc<dyn StartConnector>,
+        events: Arc<Events>,
+        wait: (Duration, Duration),
+    ) -> Self {
         let stop = CancellationToken::new();
         let (seen_tx, seen) =
             watch::channel(Seen { status: now_in(ConnectorState::Starting), epoch: 0, connector: None });
-        let task = tokio::spawn(run(spec.connector.clone(), connectors, wait, seen_tx, stop.clone()));
+        let task = tokio::spawn(run(
+            spec.connector.clone(),
+            connectors,
+            wait,
+            Telling { seen: seen_tx, events },
+            stop.clone(),
+        ));
         let shared =
             Shared { spec, seen, api: Mutex::new(None), found_address: OnceLock::new(), found_uid: OnceLock::new() };
         Self { handle: ClusterHandle(Arc::new(shared)), stop: stop.drop_guard(), task }
@@ -105,24 +125,49 @@ impl ClusterActor {
     }
 }
 
+/// What the actor tells: its handle, and whoever watches the Host App.
+struct Telling {
+    seen: watch::Sender<Seen>,
+    events: Arc<Events>,
+}
+
+impl Telling {
+    /// A status was observed.
+    fn observed(&self, cluster: &ClusterId, status: ConnectorStatus) {
+        let changed = std::mem::discriminant(&self.seen.borrow().status.state) != std::mem::discriminant(&status.state);
+        if changed {
+            tracing::info!(%cluster, state = %status.state, "connector");
+        }
+        let (state, detail) = (word(&status.state), status.state.to_string());
+        self.seen.send_modify(|s| {
+            s.epoch += u64::from(status.is_usable() && !s.status.is_usable());
+            s.status = status;
+        });
+        // After the handle: who hears of it and asks sees it.
+        if changed {
+            self.events.tell(What::Cluster { cluster: cluster.clone(), state, detail });
+        }
+    }
+}
+
 /// The actor: one connector at a time, until it is stopped.
 async fn run(
     spec: ConnectorSpec,
     connectors: Arc<dyn StartConnector>,
     (first_wait, longest_wait): (Duration, Duration),
-    seen: watch::Sender<Seen>,
+    telling: Telling,
     stop: CancellationToken,
 ) {
     let mut wait = first_wait;
     while !stop.is_cancelled() {
         match connectors.start(spec.clone()) {
             Ok(connector) => {
-                follow(&spec.cluster, connector, &seen, &stop).await;
+                follow(&spec.cluster, connector, &telling, &stop).await;
                 wait = first_wait;
             }
             Err(why) => {
                 tracing::warn!(cluster = %spec.cluster, %why, "the connector could not start");
-                seen.send_modify(|s| s.status = now_in(failed(&why, wait)));
+                telling.observed(&spec.cluster, now_in(failed(&why, wait)));
             }
         }
         if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
@@ -130,35 +175,25 @@ async fn run(
         }
         wait = (wait * 2).min(longest_wait);
     }
-    seen.send_modify(|s| *s = Seen { status: now_in(ConnectorState::Stopped), epoch: s.epoch, connector: None });
+    telling.observed(&spec.cluster, now_in(ConnectorState::Stopped));
+    telling.seen.send_modify(|s| s.connector = None);
 }
 
 /// Follows one connector's status until it is stopped.
-async fn follow(
-    cluster: &ClusterId,
-    connector: Arc<dyn Connector>,
-    seen: &watch::Sender<Seen>,
-    stop: &CancellationToken,
-) {
+async fn follow(cluster: &ClusterId, connector: Arc<dyn Connector>, telling: &Telling, stop: &CancellationToken) {
     let mut changes = connector.status();
-    seen.send_modify(|s| s.connector = Some(Arc::clone(&connector)));
+    telling.seen.send_modify(|s| s.connector = Some(Arc::clone(&connector)));
     loop {
         let status = changes.borrow_and_update().clone();
         let ended = status.state == ConnectorState::Stopped;
-        seen.send_modify(|s| {
-            if std::mem::discriminant(&s.status.state) != std::mem::discriminant(&status.state) {
-                tracing::info!(%cluster, state = %status.state, "connector");
-            }
-            s.epoch += u64::from(status.is_usable() && !s.status.is_usable());
-            s.status = status;
-        });
+        telling.observed(cluster, status);
         let alive = !ended && matches!(stop.run_until_cancelled(changes.changed()).await, Some(Ok(())));
         if !alive {
             break;
         }
     }
     connector.stop(STOP_GRACE).await;
-    seen.send_modify(|s| s.connector = None);
+    telling.seen.send_modify(|s| s.connector = None);
 }
 
 fn now_in(state: ConnectorState) -> ConnectorStatus {

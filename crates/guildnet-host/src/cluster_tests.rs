@@ -55,7 +55,8 @@ async fn the_client_is_kept_until_the_connector_was_lost_in_between() {
 async fn a_connector_that_could_not_start_is_started_again_and_its_cause_is_shown_meanwhile() {
     let connectors = Arc::new(FakeConnectors { refusals: 1.into(), ..Default::default() });
     let wait = (Duration::from_millis(20), Duration::from_millis(20));
-    let actor = ClusterActor::spawn_with(spec("a"), Arc::clone(&connectors) as Arc<dyn StartConnector>, wait);
+    let actor =
+        ClusterActor::spawn_with(spec("a"), Arc::clone(&connectors) as Arc<dyn StartConnector>, Arc::default(), wait);
     let mut seen = actor.handle.0.seen.clone();
     let failed =
         seen.wait_for(|s| matches!(s.status.state, ConnectorState::Failed { .. })).await.expect("runs").status.clone();

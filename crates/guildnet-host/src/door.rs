@@ -30,18 +30,21 @@ use guildnet_model::Class;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-pub use api::HostApi;
-pub use token::token;
+pub(crate) use api::HostApi;
+pub(crate) use token::token;
 
 pub(crate) use token::existing as existing_token;
-pub(crate) use v1::{DIAL_PROTOCOL, Verify};
+pub(crate) use v1::{Changed, DIAL_PROTOCOL, Verify};
 
-use crate::{HostError, proxy::Limits};
+use crate::{
+    HostError,
+    proxy::{ApiServers, Limits},
+};
 use gate::Gate;
 use serve::{Certificate, Server};
 
 /// The Host App's HTTPS listener: bound, with certificates and token made; nothing is served before [`Door::spawn`].
-pub struct Door {
+pub(crate) struct Door {
     listener: TcpListener,
     address: SocketAddr,
     server: Server,
@@ -74,15 +77,20 @@ impl Door {
     /// # Errors
     /// [`Class::Usage`] for an address that is not 127.0.0.1 or ::1, [`Class::Conflict`] if the port is taken; a
     /// certificate or token that can't be made or used.
-    pub async fn bind(home: &Path, listen: Listen, api: Arc<dyn HostApi>) -> Result<Self, HostError> {
-        Self::bind_with(home, listen, api, Limits::default()).await
+    pub(crate) async fn bind<A>(home: &Path, listen: Listen, api: Arc<A>) -> Result<Self, HostError>
+    where
+        A: HostApi + ApiServers + 'static,
+    {
+        let servers = Arc::clone(&api);
+        Self::bind_with(home, listen, api, servers, Limits::default()).await
     }
 
-    /// [`Door::bind`] with a test's limits for each cluster.
+    /// [`Door::bind`] with API servers from elsewhere, and a test's limits for each cluster.
     pub(crate) async fn bind_with(
         home: &Path,
         listen: Listen,
         api: Arc<dyn HostApi>,
+        servers: Arc<dyn ApiServers>,
         limits: Limits,
     ) -> Result<Self, HostError> {
         // The port first: where it is taken nothing is made.
@@ -101,17 +109,17 @@ impl Door {
         };
         let certificate = Certificate::load(home)?;
         let gate = Gate::new(address, token(home)?);
-        Ok(Self { listener, address, server: Server::new(gate, certificate, api, limits) })
+        Ok(Self { listener, address, server: Server::new(gate, certificate, api, servers, limits) })
     }
 
     /// Where it listens (with the port that the system gave, if 0 was asked for).
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Serves until `stop` is cancelled. Then nothing new is accepted, open requests and dials may end within 10 s, and
     /// what is left is cut; the task ends when everything is joined.
-    pub fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
+    pub(crate) fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(self.server.serve(self.listener, stop))
     }
 }

@@ -15,16 +15,19 @@ use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
 
 use crate::{
-    HostError, Settings,
+    ClusterInfo, HostError, Settings, SettingsShown,
     cluster::{ClusterActor, ClusterHandle, ClusterSpec},
     error::Explained as _,
+    events::{Events, What},
     server::Server,
+    set::ClusterChange,
 };
 
 /// The clusters of one process.
 pub(crate) struct Fleet {
     store: Store,
     connectors: Arc<dyn StartConnector>,
+    events: Arc<Events>,
     /// What was read from the store last, and the actor that was made of it. Never held across an await.
     members: RwLock<BTreeMap<ClusterId, Member>>,
     /// One reload at a time; readers of `members` do not wait for it.
@@ -51,7 +54,13 @@ pub(crate) struct Changes {
 impl Fleet {
     /// A fleet without clusters; [`Self::reload`] brings them.
     pub(crate) fn new(store: Store, connectors: Arc<dyn StartConnector>) -> Self {
-        Self { store, connectors, members: RwLock::default(), reloading: Mutex::default() }
+        let (events, members, reloading) = (Arc::default(), RwLock::default(), Mutex::default());
+        Self { store, connectors, events, members, reloading }
+    }
+
+    /// What happens to its clusters.
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     fn members(&self) -> RwLockReadGuard<'_, BTreeMap<ClusterId, Member>> {
@@ -99,13 +108,36 @@ impl Fleet {
             }
             let (actor, unusable) = match spec(&record) {
                 Ok(_) if record.disconnected => (None, None),
-                Ok(spec) => (Some(ClusterActor::spawn(spec, Arc::clone(&self.connectors))), None),
+                Ok(spec) => (Some(self.actor(spec)), None),
                 Err(why) => (None, Some(why)),
             };
             self.members_mut().insert(record.id.clone(), Member { record, actor, unusable });
         }
         changes.stopped.retain(|id| !changes.started.contains(id));
+        if changes != Changes::default() {
+            self.events.tell(What::Clusters { started: changes.started.clone(), stopped: changes.stopped.clone() });
+        }
         Ok(changes)
+    }
+
+    fn actor(&self, spec: ClusterSpec) -> ClusterActor {
+        ClusterActor::spawn_told(spec, Arc::clone(&self.connectors), Arc::clone(&self.events))
+    }
+
+    /// Sets switches of a cluster, and follows them at once. `true`: it was not so before.
+    ///
+    /// # Errors
+    /// It is not there; the store can't be read or written.
+    pub(crate) async fn change(&self, id: &ClusterId, change: &ClusterChange) -> Result<bool, HostError> {
+        let Some(mut record) = self.store.get(id).await.explained_of(id)? else {
+            return Err(HostError::unknown_cluster(id, &self.store.ids().await.explained()?));
+        };
+        let changed = change.apply(&mut record);
+        if changed {
+            self.store.replace(&record).await.explained_of(id)?;
+            self.reload().await?;
+        }
+        Ok(changed)
     }
 
     /// The handles of all clusters that have an actor, by id.
@@ -165,6 +197,25 @@ impl Fleet {
     /// The switch alone; a cluster that is not there has it off.
     pub(crate) fn is_read_only(&self, id: &ClusterId) -> bool {
         self.members().get(id).is_some_and(|m| m.record.read_only)
+    }
+
+    /// What the store held of a cluster when it was read last.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn info(&self, id: &ClusterId) -> Result<ClusterInfo, HostError> {
+        let members = self.members();
+        let known = || members.keys().cloned().collect::<Vec<_>>();
+        members.get(id).map(|m| ClusterInfo::of(&m.record)).ok_or_else(|| HostError::unknown_cluster(id, &known()))
+    }
+
+    /// What is set and kept for all clusters.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub(crate) async fn settings(&self, settings: &Settings) -> Result<SettingsShown, HostError> {
+        let kept = self.store.headscale().await.explained()?;
+        Ok(SettingsShown::of(settings, kept.as_ref()))
     }
 
     /// The key with which new routers of a cluster join, if it is kept here.
@@ -355,10 +406,10 @@ mod tests {
         // A server that refuses at once.
         let login_server = "https://127.0.0.1:9".parse().expect("a URL");
         let (_home, fleet, _) = fleet(&[ClusterRecord { disconnected: true, login_server, ..record("a") }]).await;
-        let report = verify::verify_fleet(&fleet, &[id("a")]).await.expect("a report");
+        let report = verify::verify_fleet(&fleet, &[id("a")], &crate::Silent).await.expect("a report");
         let a = report.clusters.iter().find(|c| c.id == "a").expect("named");
         assert!(a.checks.is_empty(), "{a:?}");
-        let unknown = verify::verify_fleet(&fleet, &[id("x")]).await.expect_err("not known");
+        let unknown = verify::verify_fleet(&fleet, &[id("x")], &crate::Silent).await.expect_err("not known");
         assert_eq!(unknown.class(), Class::NotFound);
         fleet.stop().await;
     }

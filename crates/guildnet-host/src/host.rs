@@ -1,31 +1,33 @@
-//! The Host App, wired: store, connectors, clusters, door. The only file that knows how they fit together.
+//! The Host App, wired: store, connectors, clusters, jobs, door. The only place that knows how they fit together;
+//! `host/api.rs` is what the door asks of the rest.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+mod api;
 
-use guildnet_kube::ApiServer;
-use guildnet_model::{BoxFuture, Class, ClusterId, Dialer, StartConnector};
+use std::{net::SocketAddr, sync::Arc};
+
+use guildnet_model::{Class, StartConnector};
 use guildnet_store::Store;
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::{signal::unix, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ClusterStatus, Handed, HostError, Progress, Settings, StatusReport,
-    cluster::{ClusterDialer, DisconnectedDialer},
+    Handed, HostError, Progress, Settings,
     daemon::Instance,
-    door::{Door, HostApi, Listen},
+    door::{Door, Listen},
     error::Explained as _,
     fleet::Fleet,
-    kubeconfigs_follow, status,
-    verify::{self, Report},
+    jobs::Jobs,
+    kubeconfigs_follow,
 };
+use api::Api;
 
 /// What the Host App is to be.
 #[derive(Debug)]
 pub struct HostConfig {
-    /// The home folder.
-    pub home: PathBuf,
-    /// Where it listens.
+    /// What was set for it: its home folder, and what its jobs go by.
+    pub settings: Settings,
+    /// Where it listens, whatever the settings say.
     pub listen: Listen,
 }
 
@@ -55,6 +57,7 @@ impl Deps {
 /// The Host App, built: everything is open and bound, nothing runs yet.
 pub struct Host {
     fleet: Arc<Fleet>,
+    jobs: Arc<Jobs>,
     door: Door,
     instance: Instance,
 }
@@ -72,12 +75,14 @@ impl Host {
     /// # Errors
     /// Another Host App has the folder, the store can't be opened, the port is taken. Nothing is left running.
     pub async fn build(config: HostConfig, deps: Deps) -> Result<Self, HostError> {
-        let instance = Instance::take(&config.home)?;
-        let store = Store::open(&config.home).await.explained()?;
+        let home = config.settings.home.clone();
+        let instance = Instance::take(&home)?;
+        let store = Store::open(&home).await.explained()?;
         let fleet = Arc::new(Fleet::new(store, deps.connectors));
-        let api = Arc::new(Api { fleet: Arc::clone(&fleet) });
-        let door = Door::bind(&config.home, config.listen, api).await?;
-        Ok(Self { fleet, door, instance })
+        let jobs = Arc::new(Jobs::new(Arc::clone(fleet.events())));
+        let api = Api { fleet: Arc::clone(&fleet), jobs: Arc::clone(&jobs), settings: config.settings };
+        let door = Door::bind(&home, config.listen, Arc::new(api)).await?;
+        Ok(Self { fleet, jobs, door, instance })
     }
 
     /// Where its door is.
@@ -95,13 +100,14 @@ impl Host {
         let address = self.door.address();
         let door = self.door.spawn(stop.clone());
         self.instance.announce(address)?;
-        Ok(Drain { fleet: self.fleet, door, stop, _instance: self.instance })
+        Ok(Drain { fleet: self.fleet, jobs: self.jobs, door, stop, _instance: self.instance })
     }
 }
 
 /// The running Host App. To be ended with [`Drain::stop`].
 pub struct Drain {
     fleet: Arc<Fleet>,
+    jobs: Arc<Jobs>,
     door: JoinHandle<()>,
     stop: CancellationToken,
     _instance: Instance,
@@ -114,9 +120,11 @@ impl std::fmt::Debug for Drain {
 }
 
 impl Drain {
-    /// Stops: new connections are refused, open ones get their grace, then connectors and store are closed. Returns when
-    /// everything has ended.
+    /// Stops: jobs are cancelled, new connections are refused, open ones get their grace, then connectors and store are
+    /// closed. Returns when everything has ended.
     pub async fn stop(self) {
+        // First, while the door still answers them: they ask by it.
+        self.jobs.stop().await;
         self.stop.cancel();
         if let Err(panicked) = self.door.await {
             tracing::error!(%panicked, "the door ended badly");
@@ -134,7 +142,7 @@ pub(crate) async fn serve(settings: &Settings, mut handed: Handed, progress: &dy
         (signal(unix::SignalKind::terminate())?, signal(unix::SignalKind::interrupt())?);
     raise_file_limit();
     let listen = handed.listener.take().map_or(Listen::At(settings.listen), Listen::On);
-    let config = HostConfig { home: settings.home.clone(), listen };
+    let config = HostConfig { settings: settings.clone(), listen };
     let running = Host::build(config, Deps::real()?).await?;
     let address = running.address();
     let running = running.spawn().await?;
@@ -159,61 +167,5 @@ fn raise_file_limit() {
     let now = getrlimit(Resource::Nofile);
     if let Err(why) = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }) {
         tracing::warn!(%why, "the limit of open files stays as it is");
-    }
-}
-
-/// What the door asks the rest.
-struct Api {
-    fleet: Arc<Fleet>,
-}
-
-impl HostApi for Api {
-    fn ready(&self) -> bool {
-        // The door serves only after the store was read and the connectors were asked to start.
-        true
-    }
-
-    fn status(&self) -> BoxFuture<'_, StatusReport> {
-        Box::pin(async { status::of_running(&self.fleet).await })
-    }
-
-    fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
-        Box::pin(async { status::of_clusters(&self.fleet).await })
-    }
-
-    fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
-        Box::pin(async move { status::of_id(&self.fleet, id).await })
-    }
-
-    fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>> {
-        if let Ok(handle) = self.fleet.handle(id) {
-            return Some(Arc::new(ClusterDialer(handle)));
-        }
-        // Known, and not to be dialled: said as the state of any other connector that is not ready.
-        let resting = self.fleet.disconnected().iter().any(|(of, _)| of == id);
-        resting.then(|| Arc::new(DisconnectedDialer(id.clone())) as Arc<dyn Dialer>)
-    }
-
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
-        self.fleet.read_only(id)
-    }
-
-    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
-        Box::pin(async move { self.fleet.handle(id)?.api_soon().await })
-    }
-
-    fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
-        Box::pin(async move { verify::verify_fleet(&self.fleet, &clusters).await })
-    }
-
-    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(async {
-            let changes = self.fleet.reload().await?;
-            // One line each: `guildnet logs CLUSTER` finds it.
-            for (what, clusters) in [("started", &changes.started), ("stopped", &changes.stopped)] {
-                clusters.iter().for_each(|cluster| tracing::info!(%cluster, "{what}: the clusters were read again"));
-            }
-            Ok(())
-        })
     }
 }

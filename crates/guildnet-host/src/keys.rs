@@ -4,11 +4,12 @@ use guildnet_headscale::{KeyKind, PreauthKey, near_end_from};
 use guildnet_model::{Class, ClusterId, Secret};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{HostError, Settings, up::Known};
 
 /// What a listed key is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyUse {
     /// The cluster's routers join with it.
@@ -22,7 +23,7 @@ pub enum KeyUse {
 }
 
 /// Whose a listed key is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyOwner {
     /// It is kept here.
@@ -34,7 +35,7 @@ pub enum KeyOwner {
 }
 
 /// How it stands with a listed key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyState {
     /// A node can join with it.
@@ -48,12 +49,13 @@ pub enum KeyState {
 }
 
 /// A key, as the server lists it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyInfo {
     /// The server's number for it.
     pub id: u64,
     /// The cluster in whose namespace it is; none for the API key.
+    #[schema(value_type = Option<String>)]
     pub cluster: Option<ClusterId>,
     /// What it is for.
     pub kind: KeyUse,

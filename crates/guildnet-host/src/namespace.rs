@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use guildnet_headscale::NamespaceFile;
+use guildnet_headscale::{NamespaceFile, Node, clients_of, routers_of};
 use guildnet_model::{Class, ClusterId, Networks, SiteNumber};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     Consent, HostError, Progress, Settings,
@@ -86,4 +87,60 @@ pub(crate) async fn namespace_and_keys(
         file,
         new_keys: before != Some(keys(&made)),
     })
+}
+
+/// A cluster's namespace on the Headscale server, and what has joined by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceShown {
+    /// The namespace's name, `cluster-<id>`.
+    pub name: String,
+    /// The cluster.
+    #[schema(value_type = String)]
+    pub cluster: ClusterId,
+    /// Whether the server has it.
+    pub exists: bool,
+    /// Whether the cluster is known on this device.
+    pub known: bool,
+    /// Nodes that are tagged as the cluster's routers.
+    pub routers: usize,
+    /// Those of them that are connected to the server now.
+    pub routers_online: usize,
+    /// Nodes that are tagged as the cluster's connectors, of all devices.
+    pub connectors: usize,
+    /// Those of them that are connected to the server now.
+    pub connectors_online: usize,
+}
+
+/// The namespaces of clusters on the server, and those that are missing there for clusters that are known here, by cluster.
+/// What others have on the server is left out.
+///
+/// # Errors
+/// No server is known; it has no API key here, does not answer, or refuses.
+pub(crate) async fn namespaces(settings: &Settings) -> Result<Vec<NamespaceShown>, HostError> {
+    let known = Known::read(settings).await?;
+    let server = known.server(settings)?.ok_or_else(|| {
+        HostError::new(Class::Usage, "no Headscale server is known")
+            .with_hint("give one: --headscale-url https://HOST:PORT --headscale-api-key-file FILE")
+    })?;
+    let (users, nodes) = (server.users().await?, server.nodes().await?);
+    let of_server = users.iter().filter_map(|name| ClusterId::of_namespace(name));
+    let mut clusters: Vec<ClusterId> = of_server.chain(known.records.iter().map(|r| r.id.clone())).collect();
+    clusters.sort();
+    clusters.dedup();
+    let shown = |cluster: ClusterId| {
+        let (routers, connectors) = (routers_of(&nodes, &cluster), clients_of(&nodes, &cluster));
+        let online = |nodes: &[&Node]| nodes.iter().filter(|n| n.online).count();
+        NamespaceShown {
+            name: cluster.namespace(),
+            exists: users.contains(&cluster.namespace()),
+            known: known.record(&cluster).is_some(),
+            routers_online: online(&routers),
+            routers: routers.len(),
+            connectors_online: online(&connectors),
+            connectors: connectors.len(),
+            cluster,
+        }
+    };
+    Ok(clusters.into_iter().map(shown).collect())
 }

@@ -27,12 +27,13 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use guildnet_kube::{ApiServer, ForwardBody, Upgrade};
+use guildnet_model::{BoxFuture, ClusterId};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 
-use crate::door::HostApi;
+use crate::HostError;
 pub(crate) use limits::Limits;
 pub(crate) use refusal::Refusal;
 pub(crate) use tunnel::Life;
@@ -40,6 +41,21 @@ pub(crate) use tunnel::Life;
 use body::{BODY_PAUSE, Coming, Going};
 use limits::Place;
 use path::{Asked, PREFIX};
+
+/// Where the proxy finds the clusters' API servers, and what it may do there.
+pub(crate) trait ApiServers: Send + Sync {
+    /// Whether only what changes nothing may be passed on to a cluster's API server.
+    ///
+    /// # Errors
+    /// There is no cluster of that id, or it is not served.
+    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError>;
+
+    /// The client for a cluster's API server, through its connector. Waits for a connector that is just starting.
+    ///
+    /// # Errors
+    /// There is no cluster of that id, its connector is not ready, or its API server is not found.
+    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>>;
+}
 
 /// The name of a request, in the answer: in the log of the Host App, and in the API server's audit log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -50,7 +66,7 @@ pub(crate) fn is_below(path: &str) -> bool {
 }
 
 /// Answers one request that the gate has let pass. `life` is what a tunnel holds for as long as it lives.
-pub(crate) async fn serve(api: &dyn HostApi, limits: &Limits, request: Request, life: Life) -> Response {
+pub(crate) async fn serve(servers: &dyn ApiServers, limits: &Limits, request: Request, life: Life) -> Response {
     let begun = Instant::now();
     let id = format!("{:016x}", rand::random::<u64>());
     let method = request.method().clone();
@@ -58,7 +74,7 @@ pub(crate) async fn serve(api: &dyn HostApi, limits: &Limits, request: Request, 
     let (cluster, shape, answered) = match Asked::of(&raw) {
         Err(refusal) => (None, String::new(), Err(refusal)),
         Ok(asked) => {
-            let answered = pass_on(api, limits, &asked, request, life, &id).await;
+            let answered = pass_on(servers, limits, &asked, request, life, &id).await;
             (Some(asked.cluster), asked.what.shape(), answered)
         }
     };
@@ -90,7 +106,7 @@ pub(crate) async fn serve(api: &dyn HostApi, limits: &Limits, request: Request, 
 }
 
 async fn pass_on(
-    api: &dyn HostApi,
+    servers: &dyn ApiServers,
     limits: &Limits,
     asked: &Asked<'_>,
     request: Request,
@@ -99,7 +115,7 @@ async fn pass_on(
 ) -> Result<Response, Refusal> {
     let (mut head, body) = request.into_parts();
     let passed = head::pass(&head, id)?;
-    let read_only = api.read_only(&asked.cluster).map_err(|error| {
+    let read_only = servers.read_only(&asked.cluster).map_err(|error| {
         limits.forget(&asked.cluster);
         Refusal::of_host(&error)
     })?;
@@ -108,7 +124,7 @@ async fn pass_on(
     }
     let lasts = passed.upgrade.is_some() || asked.what.lasts(head.uri.query().unwrap_or_default());
     let place = limits.enter(&asked.cluster, lasts).await?;
-    let server = api.api_server(&asked.cluster).await.map_err(|error| Refusal::of_host(&error))?;
+    let server = servers.api_server(&asked.cluster).await.map_err(|error| Refusal::of_host(&error))?;
     head.headers = passed.headers;
     let near = head.extensions.remove::<OnUpgrade>();
     let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();

@@ -4,6 +4,8 @@
 use guildnet_model::ClusterId;
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{HostError, Progress, Settings, add, client::HostClient, fleet, up::Known};
 
@@ -16,6 +18,34 @@ pub struct Switched {
     pub served: bool,
 }
 
+/// Switches of a cluster; what is not given stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ClusterChange {
+    /// Whether its connector runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connected: Option<bool>,
+    /// Whether the Host App passes on only what changes nothing there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read_only: Option<bool>,
+}
+
+impl ClusterChange {
+    /// Sets them in a record. `true`: it was not so before.
+    pub(crate) fn apply(&self, record: &mut ClusterRecord) -> bool {
+        let wanted = ClusterRecord {
+            disconnected: self.connected.map_or(record.disconnected, |connected| !connected),
+            read_only: self.read_only.unwrap_or(record.read_only),
+            ..record.clone()
+        };
+        let changed = wanted != *record;
+        if changed {
+            *record = ClusterRecord { updated: Timestamp::now(), ..wanted };
+        }
+        changed
+    }
+}
+
 /// See [`crate::cluster_connect`].
 pub(crate) async fn cluster_connect(
     settings: &Settings,
@@ -24,7 +54,8 @@ pub(crate) async fn cluster_connect(
     progress: &dyn Progress,
 ) -> Result<Switched, HostError> {
     let said = if connect { "connecting" } else { "disconnected" };
-    switch(settings, id, |record| &mut record.disconnected, !connect, said, progress).await
+    let change = ClusterChange { connected: Some(connect), ..ClusterChange::default() };
+    switch(settings, id, &change, said, progress).await
 }
 
 /// See [`crate::cluster_set`].
@@ -35,29 +66,28 @@ pub(crate) async fn cluster_set(
     progress: &dyn Progress,
 ) -> Result<Switched, HostError> {
     let said = if read_only { "read-only from now on" } else { "writable from now on" };
-    switch(settings, id, |record| &mut record.read_only, read_only, said, progress).await
+    let change = ClusterChange { read_only: Some(read_only), ..ClusterChange::default() };
+    switch(settings, id, &change, said, progress).await
 }
 
-/// Sets one field of a record, and has a running Host App follow it, which is told as `said`.
+/// Has the running Host App set switches, which is told as `said`; without one, sets them in the store.
 async fn switch(
     settings: &Settings,
     id: &ClusterId,
-    field: impl FnOnce(&mut ClusterRecord) -> &mut bool,
-    wanted: bool,
+    change: &ClusterChange,
     said: &str,
     progress: &dyn Progress,
 ) -> Result<Switched, HostError> {
+    if let Some(host) = HostClient::discover(&settings.home)? {
+        let changed = host.change(id, change).await?;
+        progress.step(Some(id), said);
+        return Ok(Switched { changed, served: true });
+    }
     let known = Known::read(settings).await?;
     let mut record = known.record(id).ok_or_else(|| add::unknown(id, &known))?.clone();
-    let changed = std::mem::replace(field(&mut record), wanted) != wanted;
+    let changed = change.apply(&mut record);
     if changed {
-        record.updated = Timestamp::now();
         fleet::put(settings, &record).await?;
     }
-    let host = HostClient::discover(&settings.home)?;
-    if let Some(host) = &host {
-        host.reload().await?;
-        progress.step(Some(id), said);
-    }
-    Ok(Switched { changed, served: host.is_some() })
+    Ok(Switched { changed, served: false })
 }

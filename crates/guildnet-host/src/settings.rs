@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use guildnet_model::{ClusterId, Networks, Secret};
+use guildnet_store::HeadscaleRecord;
+use serde::Serialize;
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::ManagedSettings;
 
@@ -77,5 +80,51 @@ impl Settings {
     /// The folder that keeps a cluster's connector identity: `<home>/tsnet/cluster-<id>`.
     pub fn state_dir(&self, cluster: &ClusterId) -> PathBuf {
         self.home.join("tsnet").join(cluster.namespace())
+    }
+}
+
+/// The settings of a running Host App, as they are shown: nothing secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingsShown {
+    /// The version of the Host App.
+    pub version: String,
+    /// The folder that holds everything.
+    #[schema(value_type = String)]
+    pub home: PathBuf,
+    /// Where the Host App was told to listen.
+    #[schema(value_type = String)]
+    pub listen: SocketAddr,
+    /// The Headscale server, once one is known.
+    pub headscale: Option<HeadscaleShown>,
+}
+
+/// What is kept of the Headscale server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeadscaleShown {
+    /// Its address.
+    #[schema(value_type = String)]
+    pub url: Url,
+    /// Whether an API key is kept (sealed) or was given.
+    pub has_api_key: bool,
+    /// Whether its certificate is of a private authority that is kept here.
+    pub has_private_authority: bool,
+}
+
+impl SettingsShown {
+    /// Out of what was set and what the store keeps.
+    pub(crate) fn of(settings: &Settings, kept: Option<&HeadscaleRecord>) -> Self {
+        let url = settings.headscale_url.as_ref().or_else(|| kept.map(|h| &h.url));
+        let headscale = url.map(|url| {
+            let kept = kept.filter(|h| h.url == *url);
+            HeadscaleShown {
+                url: url.clone(),
+                has_api_key: settings.api_key.is_some() || kept.is_some_and(|h| h.api_key.is_some()),
+                has_private_authority: settings.headscale_ca.is_some() || kept.is_some_and(|h| h.ca_pem.is_some()),
+            }
+        });
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { version, home: settings.home.clone(), listen: settings.listen, headscale }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use guildnet_model::{
-    ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, Networks, PathKind, Secret, Target,
+    ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, Networks, PathKind, PeerInfo, Secret, Target,
 };
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
@@ -61,6 +61,63 @@ pub struct ClusterStatus {
     /// Whether only what changes nothing is passed on to its API server.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A cluster's connector: its node, and its peers with the paths to them.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConnectorShown {
+    /// The cluster.
+    #[schema(value_type = String)]
+    pub(crate) cluster: ClusterId,
+    /// The state, one word.
+    pub(crate) state: &'static str,
+    /// The state in words, with the cause.
+    pub(crate) detail: String,
+    /// When this state began.
+    pub(crate) since: Option<Timestamp>,
+    /// Its name in the tailnet, once the server has named it.
+    pub(crate) node: Option<String>,
+    /// Tags that the server gave it.
+    pub(crate) tags: Vec<String>,
+    /// Its addresses in the tailnet.
+    pub(crate) addresses: Vec<String>,
+    /// The relay region that it is connected to, if any.
+    pub(crate) home_relay: Option<u16>,
+    /// Open TCP flows.
+    pub(crate) flows: usize,
+    /// Packets dropped because a bound was reached or they were not allowed.
+    pub(crate) dropped_packets: u64,
+    /// All peers of the network map, trusted or not.
+    pub(crate) peers: Vec<PeerShown>,
+}
+
+/// A peer of a connector.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PeerShown {
+    /// Its name in the tailnet.
+    pub(crate) name: String,
+    /// Its addresses there.
+    pub(crate) addresses: Vec<String>,
+    /// Tags that the server gave it.
+    pub(crate) tags: Vec<String>,
+    /// Networks that the network map says it serves.
+    pub(crate) routes: Vec<String>,
+    /// Whether the server sees it connected, if it says so.
+    pub(crate) online: Option<bool>,
+    /// Whether it is tagged as this cluster's router: nothing else is talked to.
+    pub(crate) trusted: bool,
+    /// How packets travel to it: `direct`, `relay`, `idle`.
+    pub(crate) path: String,
+    /// Seconds of the last answered ping on the direct path.
+    pub(crate) rtt_secs: Option<f64>,
+    /// When the last WireGuard handshake was completed.
+    pub(crate) last_handshake: Option<Timestamp>,
+    /// Payload bytes received from it.
+    pub(crate) rx_bytes: u64,
+    /// Payload bytes sent to it.
+    pub(crate) tx_bytes: u64,
 }
 
 /// The Host App and its clusters.
@@ -156,6 +213,49 @@ pub(crate) async fn of_id(fleet: &Fleet, id: &ClusterId) -> Option<ClusterStatus
     found.map(|status| ClusterStatus { read_only: fleet.is_read_only(id), ..status })
 }
 
+/// All connectors that run, by cluster.
+pub(crate) async fn of_connectors(fleet: &Fleet) -> Vec<ConnectorShown> {
+    let shown = fleet
+        .handles()
+        .into_iter()
+        .map(|handle| async move { handle.snapshot().await.map(|snapshot| ConnectorShown::of(handle.id(), snapshot)) });
+    join_all(shown).await.into_iter().flatten().collect()
+}
+
+impl ConnectorShown {
+    fn of(cluster: &ClusterId, snapshot: ConnectorSnapshot) -> Self {
+        let texts = |all: &[std::net::IpAddr]| all.iter().map(ToString::to_string).collect();
+        let peer = |p: PeerInfo| PeerShown {
+            addresses: texts(&p.addresses),
+            name: p.name,
+            tags: p.tags,
+            routes: p.routes.iter().map(ToString::to_string).collect(),
+            online: p.online,
+            trusted: p.trusted,
+            path: p.path.to_string(),
+            rtt_secs: p.rtt.map(|rtt| rtt.as_secs_f64()),
+            last_handshake: p.last_handshake.and_then(|at| Timestamp::try_from(at).ok()),
+            rx_bytes: p.rx_bytes,
+            tx_bytes: p.tx_bytes,
+        };
+        let status = snapshot.status;
+        let node = status.node.as_ref();
+        Self {
+            cluster: cluster.clone(),
+            state: word(&status.state),
+            detail: status.state.to_string(),
+            since: Timestamp::try_from(status.since).ok(),
+            node: node.map(|n| n.name.clone()),
+            tags: node.map(|n| n.tags.clone()).unwrap_or_default(),
+            addresses: node.map(|n| texts(&n.addresses)).unwrap_or_default(),
+            home_relay: snapshot.home_relay,
+            flows: snapshot.flows,
+            dropped_packets: snapshot.dropped_packets,
+            peers: snapshot.peers.into_iter().map(peer).collect(),
+        }
+    }
+}
+
 /// One cluster, from what its connector shows; the read-only switch is the caller's to add.
 async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
     let snapshot = handle.snapshot().await;
@@ -194,7 +294,8 @@ fn way(snapshot: &ConnectorSnapshot) -> (Option<PathKind>, Option<String>) {
     (best.map(|p| p.path), best.map(|p| p.name.clone()))
 }
 
-fn word(state: &ConnectorState) -> &'static str {
+/// A connector's state as one word.
+pub(crate) fn word(state: &ConnectorState) -> &'static str {
     match state {
         ConnectorState::Starting => "starting",
         ConnectorState::NeedsKey { .. } => "needs_key",

@@ -20,7 +20,7 @@ use std::{
 
 use futures_util::future::join_all;
 use guildnet_headscale::NamespaceFile;
-use guildnet_model::{Class, ClusterId, Explain as _, Networks, StartConnector};
+use guildnet_model::{Class, ClusterId, Explain as _, Networks, Secret, StartConnector};
 use guildnet_store::{ClusterRecord, HeadscaleRecord, Store};
 use jiff::Timestamp;
 
@@ -49,10 +49,12 @@ const DOWN_GRACE: Duration = Duration::from_secs(20);
 /// A kubeconfig file and which of its contexts is meant (the current one if `None`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeconfigRef {
-    /// The file.
+    /// The file; only its name, if `content` is given.
     pub path: PathBuf,
     /// The context.
     pub context: Option<String>,
+    /// Its content, where it comes otherwise than by a file.
+    pub content: Option<Secret<String>>,
 }
 
 /// What `up` is asked to do.

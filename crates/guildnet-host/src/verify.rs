@@ -26,7 +26,7 @@ use self::{
     list::CHECKS,
 };
 use crate::{
-    HostError, Progress, Settings, client::HostClient, cluster::ClusterHandle, fleet, fleet::Fleet, host::Deps,
+    HostError, Progress, Settings, Silent, client::HostClient, cluster::ClusterHandle, fleet, fleet::Fleet, host::Deps,
 };
 
 /// See [`crate::verify`].
@@ -42,7 +42,7 @@ pub(crate) async fn verify(
     progress.step(None, "no Host App runs: starting connectors for these checks");
     let fleet = Fleet::new(store, Deps::real()?.connectors);
     let report = match fleet.reload().await {
-        Ok(_) => verify_fleet(&fleet, clusters).await,
+        Ok(_) => verify_fleet(&fleet, clusters, &Silent).await,
         Err(why) => Err(why),
     };
     fleet.stop().await;
@@ -53,8 +53,12 @@ fn nothing_known() -> HostError {
     HostError::new(Class::NotFound, "no cluster is known here").with_hint("guildnet up --cluster ID=KUBECONFIG")
 }
 
-/// The same on clusters that are served by this process.
-pub(crate) async fn verify_fleet(fleet: &Fleet, ids: &[ClusterId]) -> Result<Report, HostError> {
+/// The same on clusters that are served by this process; each check is told when it has ended.
+pub(crate) async fn verify_fleet(
+    fleet: &Fleet,
+    ids: &[ClusterId],
+    progress: &dyn Progress,
+) -> Result<Report, HostError> {
     if let Some(why) =
         fleet.unusable().into_iter().find(|e| ids.is_empty() || e.cluster().is_none_or(|c| ids.contains(c)))
     {
@@ -75,7 +79,7 @@ pub(crate) async fn verify_fleet(fleet: &Fleet, ids: &[ClusterId]) -> Result<Rep
         (c.id().clone(), context.with_router_key(fleet.router_key(c.id())))
     };
     let contexts: Vec<(ClusterId, CheckContext)> = asked.iter().map(context).collect();
-    let mut report = schedule::run_all(CHECKS, &server, &contexts).await;
+    let mut report = schedule::run_all(CHECKS, &server, &contexts, progress).await;
     report.clusters.extend(resting.iter().map(|id| ClusterReport::of(Some(id), vec![])));
     report.clusters.sort_by(|x, y| x.id.cmp(&y.id));
     for cluster in &asked {

@@ -66,6 +66,15 @@ impl Kubeconfig {
             Unread::Missing => KubeconfigError::Missing { path: path.to_owned() },
             Unread::Other(why) => KubeconfigError::Unreadable { path: path.to_owned(), why },
         })?;
+        Self::parse(path, &text)
+    }
+
+    /// The same of a file's content that is at hand; `path` is what errors call it, and where files that it names are
+    /// looked for.
+    ///
+    /// # Errors
+    /// [`KubeconfigError::Empty`] or [`KubeconfigError::Malformed`].
+    pub fn parse(path: &Path, text: &Secret<String>) -> Result<Self, KubeconfigError> {
         if text.expose().trim().is_empty() {
             return Err(KubeconfigError::Empty { path: path.to_owned() });
         }

@@ -38,6 +38,11 @@ impl ClusterId {
         &self.0
     }
 
+    /// The cluster whose namespace has this name; `None` if it is none of a cluster.
+    pub fn of_namespace(name: &str) -> Option<Self> {
+        name.strip_prefix("cluster-")?.parse().ok()
+    }
+
     /// The name of the cluster's namespace (Headscale calls it user): `cluster-<id>`.
     pub fn namespace(&self) -> String {
         format!("cluster-{}", self.0)

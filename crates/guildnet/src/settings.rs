@@ -182,14 +182,14 @@ pub(crate) fn cluster_flag(text: &str, env: &Environment) -> Result<(ClusterId, 
     if context == Some("") {
         return Err(wrong());
     }
-    Ok((cluster(id)?, KubeconfigRef { path: file, context: context.map(Into::into) }))
+    Ok((cluster(id)?, KubeconfigRef { path: file, context: context.map(Into::into), content: None }))
 }
 
 /// The kubeconfig that was named, or the default one.
 pub(crate) fn kubeconfig(args: KubeconfigArgs, env: &Environment) -> Result<KubeconfigRef, Failure> {
     let path = args.kubeconfig.map(|p| env.path(p)).or_else(|| env.default_kubeconfig());
     let path = path.ok_or_else(|| Failure::new(Class::Usage, "no kubeconfig", "name one with --kubeconfig FILE"))?;
-    Ok(KubeconfigRef { path, context: args.context })
+    Ok(KubeconfigRef { path, context: args.context, content: None })
 }
 
 /// A Headscale address: `https://HOST[:PORT]`.

@@ -159,7 +159,7 @@ async fn serves_until_it_is_asked_to_end() {
     let mut asked = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a handler");
     let home = std::env::current_dir().expect("the home folder");
     let instance = Instance::take(&home).expect("the only one");
-    let api = std::sync::Arc::new(crate::door::tests::Fake);
+    let api = std::sync::Arc::new(crate::door::tests::Fake::default());
     let door =
         crate::door::Door::bind(&home, crate::door::Listen::At(([127, 0, 0, 1], 0).into()), api).await.expect("bound");
     let address = door.address();

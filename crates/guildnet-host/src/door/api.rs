@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use guildnet_kube::ApiServer;
 use guildnet_model::{BoxFuture, ClusterId, Dialer};
 
-use crate::{ClusterStatus, HostError, StatusReport, verify::Report};
+use crate::{
+    ClusterInfo, ClusterStatus, HostError, KeyInfo, NamespaceShown, RouterReport, SettingsShown, StatusReport,
+    events::Events,
+    jobs::{Job, Jobs, Work},
+    set::ClusterChange,
+    status::ConnectorShown,
+};
 
 /// The Host App, as its door sees it.
-pub trait HostApi: Send + Sync {
+pub(crate) trait HostApi: Send + Sync {
     /// Whether the Host App has started: its store is read and its connectors are asked to start. It does not wait for
     /// any cluster: a dead one must not make the whole look dead.
     fn ready(&self) -> bool;
@@ -22,26 +27,65 @@ pub trait HostApi: Send + Sync {
     /// One cluster; `None` if there is none of that id.
     fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>>;
 
+    /// What the store knows of one cluster.
+    ///
+    /// # Errors
+    /// There is none of that id.
+    fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>>;
+
+    /// The connectors that run, by cluster: state, peers and paths.
+    fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>>;
+
+    /// A cluster's routers, asked of its API server.
+    ///
+    /// # Errors
+    /// There is no cluster of that id; its API server can't be reached or refuses.
+    fn router<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<RouterReport, HostError>>;
+
+    /// The keys of clusters (of all, if none is named) on the Headscale server, never their values.
+    ///
+    /// # Errors
+    /// No server or API key is known; it does not answer, or refuses.
+    fn keys<'a>(&'a self, clusters: &'a [ClusterId]) -> BoxFuture<'a, Result<Vec<KeyInfo>, HostError>>;
+
+    /// The namespaces on the Headscale server, and the clusters that are known here without one.
+    ///
+    /// # Errors
+    /// As [`HostApi::keys`].
+    fn namespaces(&self) -> BoxFuture<'_, Result<Vec<NamespaceShown>, HostError>>;
+
+    /// What is set and kept for all clusters.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>>;
+
     /// The dialer of one cluster; `None` if there is none of that id. Whether it is ready is told by dialling.
     fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>>;
 
-    /// Whether only what changes nothing may be passed on to a cluster's API server.
+    /// Sets switches of a cluster; they are followed when this returns. `true`: it was not so before.
     ///
     /// # Errors
-    /// There is no cluster of that id, or it is not served.
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError>;
+    /// There is no cluster of that id; the store can't be written.
+    fn change<'a>(&'a self, id: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>>;
 
-    /// The client for a cluster's API server, through its connector. Waits for a connector that is just starting.
+    /// Starts the checks on the given clusters, on all if none is given. The result is a [`crate::verify::Report`].
     ///
     /// # Errors
-    /// There is no cluster of that id, its connector is not ready, or its API server is not found.
-    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>>;
+    /// Too many jobs run.
+    fn verify(&self, clusters: Vec<ClusterId>) -> Result<Job, HostError>;
 
-    /// Runs the checks on the given clusters, on all if none is given. Dropping the future stops them.
+    /// Starts work on a cluster.
     ///
     /// # Errors
-    /// An unknown cluster, or a failure that kept the checks from being run at all.
-    fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>>;
+    /// Other work on that cluster is under way, or too many jobs run.
+    fn start(&self, work: Work) -> Result<Job, HostError>;
+
+    /// The jobs.
+    fn jobs(&self) -> &Jobs;
+
+    /// What happens.
+    fn events(&self) -> &Arc<Events>;
 
     /// Reads the store again: new clusters are connected, changed ones reconnected, removed ones stopped; the others are
     /// not disturbed.

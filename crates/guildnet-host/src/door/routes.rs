@@ -16,16 +16,19 @@ use axum::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{HostApi, gate::Gate, problem::Problem, serve::Slot, v1};
-use crate::proxy::{self, Life, Limits, Refusal};
+use crate::proxy::{self, ApiServers, Life, Limits, Refusal};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(super) struct Behind {
     pub(super) api: Arc<dyn HostApi>,
+    pub(super) servers: Arc<dyn ApiServers>,
     pub(super) gate: Arc<Gate>,
     pub(super) limits: Arc<Limits>,
     /// Everything that is spawned for a client.
     pub(super) tasks: TaskTracker,
+    /// Cancelled when the Host App begins to stop: what would never end by itself ends then.
+    pub(super) stopping: CancellationToken,
     /// Cancelled when the grace of a stop is over.
     pub(super) cut: CancellationToken,
 }
@@ -75,5 +78,5 @@ async fn ready(State(behind): State<Behind>) -> Result<&'static str, Problem> {
 async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
     let slot = request.extensions_mut().remove::<Slot>().map(|slot| Arc::new(slot) as Arc<dyn Send + Sync>);
     let life = Life { slot, tasks: behind.tasks.clone(), cut: behind.cut.clone() };
-    proxy::serve(behind.api.as_ref(), &behind.limits, request, life).await
+    proxy::serve(behind.servers.as_ref(), &behind.limits, request, life).await
 }

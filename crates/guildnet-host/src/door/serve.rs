@@ -34,7 +34,10 @@ use super::{
     gate::Gate,
     routes::{self, Behind},
 };
-use crate::{HostError, certs, proxy::Limits};
+use crate::{
+    HostError, certs,
+    proxy::{ApiServers, Limits},
+};
 
 /// Connections at once, dials and tunnels included: more than one cluster may take ([`crate::proxy`]'s limits: 640), and few
 /// enough that their buffers (a tunnel holds about 100 KiB) stay below 128 MiB.
@@ -114,15 +117,29 @@ pub(super) struct Server {
     certificate: Certificate,
     routes: Router,
     tasks: TaskTracker,
+    stopping: CancellationToken,
     cut: CancellationToken,
 }
 
 impl Server {
-    pub(super) fn new(gate: Gate, certificate: Certificate, api: Arc<dyn HostApi>, limits: Limits) -> Self {
-        let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
-        let limits = Arc::new(limits);
-        let behind = Behind { api, gate: Arc::new(gate), limits, tasks: tasks.clone(), cut: cut.clone() };
-        Self { connections: CONNECTIONS, certificate, routes: routes::router(behind), tasks, cut }
+    pub(super) fn new(
+        gate: Gate,
+        certificate: Certificate,
+        api: Arc<dyn HostApi>,
+        servers: Arc<dyn ApiServers>,
+        limits: Limits,
+    ) -> Self {
+        let (tasks, stopping, cut) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let behind = Behind {
+            api,
+            servers,
+            gate: Arc::new(gate),
+            limits: Arc::new(limits),
+            tasks: tasks.clone(),
+            stopping: stopping.clone(),
+            cut: cut.clone(),
+        };
+        Self { connections: CONNECTIONS, certificate, routes: routes::router(behind), tasks, stopping, cut }
     }
 
     /// Accepts until `stop`, then drains.
@@ -137,6 +154,7 @@ impl Server {
             });
         }
         drop(listener);
+        self.stopping.cancel();
         self.tasks.close();
         if timeout(GRACE, self.tasks.wait()).await.is_err() {
             tracing::info!(left = self.tasks.len(), "the grace is over: open connections are cut");

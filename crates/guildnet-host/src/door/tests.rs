@@ -16,11 +16,31 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::{ClusterStatus, StatusReport, certs, client::HostClient, daemon::Instance, verify::Report};
+use crate::{
+    ClusterInfo, ClusterStatus, KeyInfo, NamespaceShown, Progress, RouterReport, Settings, SettingsShown, StatusReport,
+    certs,
+    client::HostClient,
+    daemon::Instance,
+    events::Events,
+    jobs::{Job, JobKind, Jobs, Work, as_value},
+    set::ClusterChange,
+    status::ConnectorShown,
+    verify::Report,
+};
 
 /// A Host App with one cluster, `a`, whose every address echoes; port 1 refuses.
 #[derive(Debug)]
-pub(crate) struct Fake;
+pub(crate) struct Fake {
+    events: Arc<Events>,
+    jobs: Jobs,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        let events = Arc::new(Events::default());
+        Self { jobs: Jobs::new(Arc::clone(&events)), events }
+    }
+}
 
 impl Fake {
     fn a() -> ClusterStatus {
@@ -66,28 +86,79 @@ impl HostApi for Fake {
         (*wanted == id("a")).then(|| Arc::new(Echo) as Arc<dyn Dialer>)
     }
 
+    fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>> {
+        Box::pin(async move { Err(HostError::unknown_cluster(id, &[])) })
+    }
+
+    fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>> {
+        Box::pin(async { vec![] })
+    }
+
+    fn router<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<RouterReport, HostError>> {
+        Box::pin(async move { Err(HostError::unknown_cluster(id, &[])) })
+    }
+
+    fn keys<'a>(&'a self, _: &'a [ClusterId]) -> BoxFuture<'a, Result<Vec<KeyInfo>, HostError>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn namespaces(&self) -> BoxFuture<'_, Result<Vec<NamespaceShown>, HostError>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>> {
+        Box::pin(async { Ok(SettingsShown::of(&Settings::new("/home".into()), None)) })
+    }
+
+    fn change<'a>(&'a self, wanted: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>> {
+        Box::pin(async move {
+            let known = *wanted == id("a");
+            if known { Ok(change.read_only == Some(true)) } else { Err(HostError::unknown_cluster(wanted, &[id("a")])) }
+        })
+    }
+
+    /// A job that ends at once, or never on cluster `slow`.
+    fn verify(&self, clusters: Vec<ClusterId>) -> Result<Job, HostError> {
+        let run = move |progress: Arc<dyn Progress>| {
+            Box::pin(async move {
+                progress.step(None, "looking");
+                if clusters.contains(&id("slow")) {
+                    std::future::pending::<()>().await;
+                }
+                if let Some(unknown) = clusters.iter().find(|wanted| **wanted != id("a")) {
+                    return Err(HostError::unknown_cluster(unknown, &[id("a")]));
+                }
+                let nothing = Report { success: true, passed: 0, warned: 0, failed: 0, skipped: 0, clusters: vec![] };
+                as_value(&Report { passed: clusters.len(), ..nothing })
+            }) as _
+        };
+        self.jobs.start(JobKind::Verify, None, Box::new(run))
+    }
+
+    fn start(&self, work: Work) -> Result<Job, HostError> {
+        Err(HostError::new(Class::Conflict, format!("no {} in this test", work.kind())))
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async { Err(HostError::new(Class::Credentials, "the key file is missing").with_hint("put it back")) })
+    }
+}
+
+impl ApiServers for Fake {
     fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
         Err(HostError::unknown_cluster(id, &[]))
     }
 
     fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
         Box::pin(async move { Err(HostError::unknown_cluster(id, &[])) })
-    }
-
-    fn verify(&self, clusters: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
-        Box::pin(async move {
-            match clusters.iter().find(|wanted| **wanted != id("a")) {
-                Some(unknown) => Err(HostError::unknown_cluster(unknown, &[id("a")])),
-                None => Ok(Report {
-                    passed: clusters.len(),
-                    ..Report { success: true, passed: 0, warned: 0, failed: 0, skipped: 0, clusters: vec![] }
-                }),
-            }
-        })
-    }
-
-    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(async { Err(HostError::new(Class::Credentials, "the key file is missing").with_hint("put it back")) })
     }
 }
 
@@ -136,15 +207,22 @@ impl Served {
     }
 
     async fn with(tune: impl FnOnce(&mut Door)) -> Self {
-        Self::before(Arc::new(Fake), Limits::default(), tune).await
+        let fake = Arc::new(Fake::default());
+        let servers = Arc::clone(&fake);
+        Self::before(fake, servers, Limits::default(), tune).await
     }
 
     /// A door before another Host App.
-    pub(crate) async fn before(api: Arc<dyn HostApi>, limits: Limits, tune: impl FnOnce(&mut Door)) -> Self {
+    pub(crate) async fn before(
+        api: Arc<dyn HostApi>,
+        servers: Arc<dyn ApiServers>,
+        limits: Limits,
+        tune: impl FnOnce(&mut Door),
+    ) -> Self {
         let home = tempfile::tempdir().expect("tempdir");
         let instance = Instance::take(home.path()).expect("the only one");
         let listen = ([127, 0, 0, 1], 0).into();
-        let mut door = Door::bind_with(home.path(), Listen::At(listen), api, limits).await.expect("bound");
+        let mut door = Door::bind_with(home.path(), Listen::At(listen), api, servers, limits).await.expect("bound");
         tune(&mut door);
         let address = door.address();
         let stop = CancellationToken::new();
@@ -252,7 +330,7 @@ async fn a_forged_host_and_another_page_are_refused() {
 #[tokio::test]
 async fn bodies_and_heads_have_limits() {
     let door = Served::new().await;
-    let large = " ".repeat(64 * 1024 + 1);
+    let large = " ".repeat(1024 * 1024 + 1);
     let answer = door.raw("POST /api/v1/verify", &[&format!("content-length: {}", large.len())], &large).await;
     assert_eq!(said(&answer), refused(413, "too_large"));
     let many: Vec<String> = (0..70).map(|n| format!("x-{n}: y")).collect();
@@ -292,7 +370,7 @@ async fn a_client_that_does_not_end_its_head_or_body_is_let_go() {
 async fn what_is_not_there_is_said_in_the_same_form() {
     let door = Served::new().await;
     assert_eq!(said(&door.raw("GET /nowhere", &[], "").await), refused(404, "not_found"));
-    assert_eq!(said(&door.raw("GET /api/v1/verify", &[], "").await), refused(405, "wrong_method"));
+    assert_eq!(said(&door.raw("PUT /api/v1/verify", &[], "").await), refused(405, "wrong_method"));
     assert_eq!(said(&door.raw("GET /api/v1/clusters/x", &[], "").await), refused(404, "not_found"));
     assert_eq!(said(&door.raw("GET /api/v1/clusters/X%2F", &[], "").await), refused(400, "usage"));
     let odd = door.raw("POST /api/v1/verify", &["content-length: 5"], "{\"x\":").await;
@@ -421,21 +499,22 @@ async fn a_port_that_is_taken_is_named_and_nothing_is_made() {
     let holder = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = holder.local_addr().expect("an address");
     let home = tempfile::tempdir().expect("tempdir");
-    let refused = Door::bind(home.path(), Listen::At(address), Arc::new(Fake)).await.expect_err("refused");
+    let refused = Door::bind(home.path(), Listen::At(address), Arc::new(Fake::default())).await.expect_err("refused");
     assert_eq!(refused.to_string(), format!("{address} is taken by another program"));
     assert_eq!(refused.class(), Class::Conflict);
     let hint = refused.hint().expect("a hint");
     assert!(hint.contains("guildnet status") && hint.contains("--listen"), "{hint}");
     assert_eq!(std::fs::read_dir(home.path()).expect("folder").count(), 0);
     drop(holder);
-    Door::bind(home.path(), Listen::At(address), Arc::new(Fake)).await.expect("works once the port is free");
+    Door::bind(home.path(), Listen::At(address), Arc::new(Fake::default())).await.expect("works once the port is free");
 }
 
 #[tokio::test]
 async fn the_door_opens_on_this_device_only() {
     let home = tempfile::tempdir().expect("tempdir");
     for address in ["0.0.0.0:0", "[::]:0", "127.0.0.2:0", "192.0.2.1:0"] {
-        let refused = Door::bind(home.path(), Listen::At(address.parse().expect("an address")), Arc::new(Fake)).await;
+        let refused =
+            Door::bind(home.path(), Listen::At(address.parse().expect("an address")), Arc::new(Fake::default())).await;
         assert_eq!(refused.expect_err(address).class(), Class::Usage);
     }
 }

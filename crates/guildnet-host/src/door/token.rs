@@ -19,7 +19,7 @@ const LETTERS: usize = 43;
 ///
 /// # Errors
 /// The file can't be read or made, is open to others, or holds something else.
-pub fn token(home: &Path) -> Result<Secret<String>, HostError> {
+pub(crate) fn token(home: &Path) -> Result<Secret<String>, HostError> {
     private::make_dir(home).explained()?;
     if let Some(found) = existing(home)? {
         return Ok(found);

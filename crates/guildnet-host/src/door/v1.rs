@@ -6,6 +6,10 @@
 
 mod app;
 mod clusters;
+mod events;
+mod headscale;
+mod jobs;
+mod routers;
 mod verify;
 
 use std::time::Duration;
@@ -30,13 +34,13 @@ use super::{
 };
 use crate::HostError;
 
-pub(crate) use clusters::DIAL_PROTOCOL;
+pub(crate) use clusters::{Changed, DIAL_PROTOCOL};
 pub(crate) use verify::Verify;
 
 /// Where the document is.
 pub(super) const DOCUMENT_PATH: &str = "/api/openapi.json";
-/// Largest body of a request. A list of all ids of a large fleet is a tenth of it.
-const BODY_LIMIT: usize = 64 * 1024;
+/// Largest body of a request: a kubeconfig with many contexts. Only who holds the token may send one.
+const BODY_LIMIT: usize = 1024 * 1024;
 /// How long a body may take: it comes from the same machine.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// The scheme of the credential, in the document.
@@ -66,7 +70,11 @@ fn described() -> OpenApiRouter<Behind> {
     OpenApiRouter::with_openapi(OpenApiBuilder::new().info(info).build())
         .merge(app::routes())
         .merge(clusters::routes())
+        .merge(routers::routes())
+        .merge(headscale::routes())
         .merge(verify::routes())
+        .merge(jobs::routes())
+        .merge(events::routes())
 }
 
 /// What all operations have in common: the token, and refusals of one form.
@@ -108,6 +116,11 @@ pub(super) async fn unknown(behind: &Behind, id: &ClusterId) -> Problem {
 pub(super) async fn read<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
     let content = gather(body).await?;
     if content.is_empty() { Ok(T::default()) } else { parse(&content) }
+}
+
+/// Reads a JSON body that must be there.
+pub(super) async fn required<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+    parse(&gather(body).await?)
 }
 
 async fn gather(body: Body) -> Result<bytes::Bytes, Problem> {

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use guildnet_kube::ApiServer;
-use guildnet_model::{BoxFuture, Class, ClusterId, Dialer};
+use guildnet_model::{BoxFuture, Class, ClusterId};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
@@ -25,11 +25,13 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use self::api_server::{CLUSTER_TOKEN, LARGE, Server};
-use super::limits::{Bounds, Limits};
+use super::{
+    ApiServers,
+    limits::{Bounds, Limits},
+};
 use crate::{
-    ClusterStatus, HostError, StatusReport,
-    door::{HostApi, tests::Served},
-    verify::Report,
+    HostError,
+    door::tests::{Fake, Served},
 };
 
 const HTTP2: &[&[u8]] = &[b"h2", b"http/1.1"];
@@ -40,27 +42,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// A Host App with these clusters, and one more, `down`, whose connector is not ready.
 struct Clusters(BTreeMap<ClusterId, (ApiServer, bool)>);
 
-impl HostApi for Clusters {
-    fn ready(&self) -> bool {
-        true
-    }
-
-    fn status(&self) -> BoxFuture<'_, StatusReport> {
-        Box::pin(async { StatusReport { running: true, pid: None, url: None, version: None, clusters: vec![] } })
-    }
-
-    fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
-        Box::pin(async { vec![] })
-    }
-
-    fn cluster<'a>(&'a self, _: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
-        Box::pin(async { None })
-    }
-
-    fn dialer(&self, _: &ClusterId) -> Option<Arc<dyn Dialer>> {
-        None
-    }
-
+impl ApiServers for Clusters {
     fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
         match self.0.get(id) {
             Some((_, read_only)) => Ok(*read_only),
@@ -77,14 +59,6 @@ impl HostApi for Clusters {
         };
         Box::pin(async move { self.0.get(id).map(|(api, _)| api.clone()).ok_or_else(not_ready) })
     }
-
-    fn verify(&self, _: Vec<ClusterId>) -> BoxFuture<'_, Result<Report, HostError>> {
-        Box::pin(async { Err(HostError::new(Class::Failed, "not here")) })
-    }
-
-    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(async { Ok(()) })
-    }
 }
 
 /// A door before the given API servers.
@@ -93,7 +67,7 @@ async fn door(servers: &[(&str, &Server, bool)], bounds: Bounds) -> Served {
         (id.parse().expect("an id"), (server.api.clone(), *read_only))
     };
     let clusters = Clusters(servers.iter().map(of).collect());
-    Served::before(Arc::new(clusters), Limits::new(bounds), |_| {}).await
+    Served::before(Arc::new(Fake::default()), Arc::new(clusters), Limits::new(bounds), |_| {}).await
 }
 
 /// One API server, `a`, and a door before it.

@@ -46,7 +46,11 @@ pub(crate) fn read(settings: &Settings, request: &UpRequest) -> Result<Vec<Asked
 /// The file, the context, or what the kubeconfig asks for is refused.
 pub(crate) fn access(settings: &Settings, file: &KubeconfigRef) -> Result<ClusterAccess, HostError> {
     let allow = Allow { files: settings.allow_files, programs: settings.allow_exec.clone() };
-    let kubeconfig = Kubeconfig::read(&file.path).explained()?;
+    let kubeconfig = match &file.content {
+        Some(content) => Kubeconfig::parse(&file.path, content),
+        None => Kubeconfig::read(&file.path),
+    };
+    let kubeconfig = kubeconfig.explained()?;
     kubeconfig.access(file.context.as_deref(), &allow).explained()
 }
 
@@ -92,7 +96,7 @@ mod tests {
 
     fn read_all(clusters: &[(&str, &tempfile::NamedTempFile)]) -> Result<Vec<Asked>, HostError> {
         let cluster = |(id, file): &(&str, &tempfile::NamedTempFile)| {
-            (id.parse().expect("an id"), KubeconfigRef { path: file.path().to_owned(), context: None })
+            (id.parse().expect("an id"), KubeconfigRef { path: file.path().to_owned(), context: None, content: None })
         };
         let clusters = clusters.iter().map(cluster).collect();
         let request = UpRequest { clusters, routes: None, consent: Consent::default(), start_host: true, verify: true };
@@ -125,7 +129,7 @@ mod tests {
         let gone = kubeconfig("https://192.0.2.1:6443");
         let path = gone.path().to_owned();
         drop(gone);
-        let file = KubeconfigRef { path: path.clone(), context: None };
+        let file = KubeconfigRef { path: path.clone(), context: None, content: None };
         let request = UpRequest {
             clusters: vec![("a".parse().expect("an id"), file)],
             routes: None,

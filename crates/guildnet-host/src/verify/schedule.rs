@@ -12,6 +12,7 @@ use guildnet_model::{BoxFuture, ClusterId};
 use tokio::sync::watch;
 
 use super::report::{CheckReport, ClusterReport, Outcome, Report};
+use crate::Progress;
 
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,19 +45,23 @@ pub(super) struct Check<C: 'static> {
 /// How checks ended, for those that need them: `true` if dependents may be asked.
 type Ended = BTreeMap<&'static str, watch::Sender<Option<bool>>>;
 
-/// Runs all checks and reports in the order of the list.
+/// Runs all checks and reports in the order of the list; each is told when it has ended.
 ///
 /// # Cancellation
 /// Dropping the future abandons the checks that run.
-pub(super) async fn run_all<C: Sync>(checks: &[Check<C>], server: &C, clusters: &[(ClusterId, C)]) -> Report {
+pub(super) async fn run_all<C: Sync>(
+    checks: &[Check<C>],
+    server: &C,
+    clusters: &[(ClusterId, C)],
+    progress: &dyn Progress,
+) -> Report {
     let server_ended = board(checks, Scope::Server);
     let cluster_ended: Vec<Ended> = clusters.iter().map(|_| board(checks, Scope::Cluster)).collect();
     let nothing = Ended::new();
-    let of_server = run_group(checks, Scope::Server, None, server, [&server_ended, &nothing]);
-    let of_clusters = clusters
-        .iter()
-        .zip(&cluster_ended)
-        .map(|((id, context), ended)| run_group(checks, Scope::Cluster, Some(id), context, [ended, &server_ended]));
+    let of_server = run_group(checks, Scope::Server, None, server, [&server_ended, &nothing], progress);
+    let of_clusters = clusters.iter().zip(&cluster_ended).map(|((id, context), ended)| {
+        run_group(checks, Scope::Cluster, Some(id), context, [ended, &server_ended], progress)
+    });
     let (first, rest) = tokio::join!(of_server, join_all(of_clusters));
     Report::of(std::iter::once(first).chain(rest).collect())
 }
@@ -72,6 +77,7 @@ async fn run_group<C>(
     id: Option<&ClusterId>,
     context: &C,
     boards: [&Ended; 2],
+    progress: &dyn Progress,
 ) -> ClusterReport {
     let lines = join_all(checks.iter().filter(|c| c.scope == scope).map(|check| async move {
         let mut needs = Vec::with_capacity(check.needs.len());
@@ -91,7 +97,11 @@ async fn run_group<C>(
         }
         let cluster = id.map(ClusterId::as_str).unwrap_or_default();
         tracing::debug!(cluster, check = check.id, asks = check.asks, ?outcome, took = ?begun.elapsed(), "checked");
-        CheckReport::of(check.id, check.needs, outcome, begun.elapsed())
+        let line = CheckReport::of(check.id, check.needs, outcome, begun.elapsed());
+        if let Some(line) = &line {
+            progress.step(id, &format!("{}: {}", line.id, line.result));
+        }
+        line
     }))
     .await;
     ClusterReport::of(id, lines.into_iter().flatten().collect())
@@ -159,7 +169,7 @@ mod tests {
     async fn verdicts(server: Outcome, clusters: Vec<Script>) -> Vec<(String, String, Verdict)> {
         let clusters: Vec<(ClusterId, Script)> =
             ["a", "b"].iter().map(|id| id.parse().expect("id")).zip(clusters).collect();
-        let report = run_all(CHECKS, &script(&[("server", server)]), &clusters).await;
+        let report = run_all(CHECKS, &script(&[("server", server)]), &clusters, &crate::Silent).await;
         let line =
             |c: &ClusterReport| c.checks.iter().map(|l| (c.id.clone(), l.id.clone(), l.result)).collect::<Vec<_>>();
         report.clusters.iter().flat_map(line).collect()

@@ -4,12 +4,18 @@ use axum::{Json, extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    StatusReport,
+    SettingsShown, StatusReport,
     door::{problem::Problem, routes::Behind},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
-    OpenApiRouter::new().routes(routes!(status)).routes(routes!(reload))
+    OpenApiRouter::new().routes(routes!(status)).routes(routes!(settings)).routes(routes!(reload))
+}
+
+/// What is set and kept for all clusters: nothing secret
+#[utoipa::path(get, path = "/api/v1/settings", tag = "host", responses((status = OK, body = SettingsShown)))]
+async fn settings(State(behind): State<Behind>) -> Result<Json<SettingsShown>, Problem> {
+    Ok(Json(behind.api.settings().await?))
 }
 
 /// The Host App and all clusters, as they are at this moment

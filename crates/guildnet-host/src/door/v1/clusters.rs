@@ -2,18 +2,25 @@
 
 use axum::{
     Json,
-    extract::{Path, Request, State},
+    body::Body,
+    extract::{Path, Query, Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use guildnet_model::Target;
+use guildnet_model::{Class, ClusterId, Networks, Secret, Target};
 use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use url::Url;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, unknown};
+use super::{cluster_id, jobs, required, routers::known, unknown};
 use crate::{
-    ClusterStatus, HostError,
+    AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{problem::Problem, routes::Behind, serve::Slot},
+    jobs::{Job, Work},
+    set::ClusterChange,
+    status::ConnectorShown,
 };
 
 /// The protocol of a dial: after the switch (RFC 9110 section 7.8) the connection is the stream, both ways.
@@ -22,7 +29,13 @@ pub(crate) const DIAL_PROTOCOL: &str = "guildnet-dial/1";
 const TUNNEL_BUFFER: usize = 32 * 1024;
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
-    OpenApiRouter::new().routes(routes!(clusters)).routes(routes!(cluster)).routes(routes!(dial))
+    OpenApiRouter::new()
+        .routes(routes!(clusters, add))
+        .routes(routes!(cluster, change, remove))
+        .routes(routes!(record))
+        .routes(routes!(connectors))
+        .routes(routes!(connector))
+        .routes(routes!(dial))
 }
 
 /// All clusters, by id
@@ -42,6 +55,155 @@ async fn cluster(State(behind): State<Behind>, Path(id): Path<String>) -> Result
         Some(status) => Ok(Json(status)),
         None => Err(unknown(&behind, &id).await),
     }
+}
+
+/// What the store knows of one cluster: nothing secret
+#[utoipa::path(
+    get, path = "/api/v1/clusters/{id}/record", tag = "clusters", params(("id" = String, Path, description = "The cluster's id")),
+    responses((status = OK, body = ClusterInfo)),
+)]
+async fn record(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Json<ClusterInfo>, Problem> {
+    let id = cluster_id(&id)?;
+    Ok(Json(behind.api.record(&id).await?))
+}
+
+/// A cluster to be added.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Add {
+    /// Its id: a DNS label of at most 40 characters that begins with a letter.
+    #[schema(value_type = String)]
+    id: ClusterId,
+    /// Its kubeconfig, the content of the file. It is kept sealed.
+    #[schema(value_type = String)]
+    kubeconfig: Sealed,
+    /// The context in it; its current one, if not given.
+    context: Option<String>,
+    /// The Headscale server, if it is not the one that is known here.
+    #[schema(value_type = Option<String>)]
+    login_server: Option<Url>,
+    /// A preauth key for its connector, if none shall be made.
+    #[schema(value_type = Option<String>)]
+    client_key: Option<Sealed>,
+    /// Its networks; found, if not given.
+    #[schema(value_type = Option<Vec<String>>)]
+    routes: Option<Networks>,
+    /// Replace a cluster of that id.
+    #[serde(default)]
+    replace: bool,
+    /// Let nothing through that changes something there.
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// A secret on its way in. There is no way out.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Sealed(String);
+
+impl From<Sealed> for Secret<String> {
+    fn from(sealed: Sealed) -> Self {
+        Self::new(sealed.0)
+    }
+}
+
+/// Add a cluster
+///
+/// Its connector must be admitted by the server before it is stored. The kubeconfig may not name programs or other files.
+#[utoipa::path(
+    post, path = "/api/v1/clusters", tag = "clusters", request_body = Add,
+    responses((status = ACCEPTED, body = Job, description = "Begun")),
+)]
+async fn add(State(behind): State<Behind>, body: Body) -> Result<Response, Problem> {
+    let asked: Add = required(body).await?;
+    let kubeconfig =
+        KubeconfigRef { path: "the kubeconfig".into(), context: asked.context, content: Some(asked.kubeconfig.into()) };
+    let request = AddRequest {
+        id: asked.id,
+        kubeconfig,
+        from: None,
+        login_server: asked.login_server,
+        client_key: asked.client_key.map(Into::into),
+        routes: asked.routes,
+        state_dir: None,
+        site: None,
+        replace: asked.replace,
+        read_only: asked.read_only,
+        consent: Consent::default(),
+    };
+    Ok(jobs::begun(&behind.api.start(Work::Add(request))?))
+}
+
+/// What a change did.
+#[derive(Serialize, Deserialize, ToSchema)]
+pub(crate) struct Changed {
+    /// It was not so before.
+    pub(crate) changed: bool,
+}
+
+/// Set switches of a cluster
+///
+/// They are followed when the answer comes, and kept over restarts. What is under way goes on.
+#[utoipa::path(
+    patch, path = "/api/v1/clusters/{id}", tag = "clusters", params(("id" = String, Path, description = "The cluster's id")),
+    request_body = ClusterChange, responses((status = OK, body = Changed)),
+)]
+async fn change(State(behind): State<Behind>, Path(id): Path<String>, body: Body) -> Result<Json<Changed>, Problem> {
+    let id = cluster_id(&id)?;
+    let asked: ClusterChange = required(body).await?;
+    let changed = behind.api.change(&id, asked).await?;
+    Ok(Json(Changed { changed }))
+}
+
+/// How a cluster is removed.
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct Remove {
+    /// Leave the router, its node, its key and its place in the policy.
+    #[serde(default)]
+    keep_router: bool,
+    /// Forget the cluster here whatever can't be reached or removed elsewhere.
+    #[serde(default)]
+    forget: bool,
+}
+
+/// Remove a cluster: its router, its connector, its namespace, its record
+#[utoipa::path(
+    delete, path = "/api/v1/clusters/{id}", tag = "clusters",
+    params(("id" = String, Path, description = "The cluster's id"), Remove),
+    responses((status = ACCEPTED, body = Job, description = "Begun")),
+)]
+async fn remove(
+    State(behind): State<Behind>,
+    Path(id): Path<String>,
+    Query(asked): Query<Remove>,
+) -> Result<Response, Problem> {
+    let id = known(&behind, &id).await?;
+    let request = RemoveRequest { id, keep_router: asked.keep_router, forget: asked.forget };
+    Ok(jobs::begun(&behind.api.start(Work::Remove(request))?))
+}
+
+/// All connectors that run, by cluster
+#[utoipa::path(get, path = "/api/v1/connectors", tag = "connectors", responses((status = OK, body = [ConnectorShown])))]
+async fn connectors(State(behind): State<Behind>) -> Json<Vec<ConnectorShown>> {
+    Json(behind.api.connectors().await)
+}
+
+/// A cluster's connector: its node, its peers and the paths to them
+#[utoipa::path(
+    get, path = "/api/v1/clusters/{id}/connector", tag = "connectors",
+    params(("id" = String, Path, description = "The cluster's id")), responses((status = OK, body = ConnectorShown)),
+)]
+async fn connector(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Json<ConnectorShown>, Problem> {
+    let id = known(&behind, &id).await?;
+    let running = behind.api.connectors().await.into_iter().find(|c| c.cluster == id);
+    running.map(Json).ok_or_else(|| {
+        HostError::new(Class::NotFound, "its connector does not run")
+            .of_cluster(&id)
+            .with_hint(format!("guildnet cluster connect {id}"))
+            .into()
+    })
 }
 
 /// Open a stream to an address in the cluster

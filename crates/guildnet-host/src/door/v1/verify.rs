@@ -1,19 +1,24 @@
-//! Checks of every link.
+//! Checks of every link, as jobs.
 
-use axum::{Json, body::Body, extract::State};
+use axum::{
+    body::Body,
+    extract::{Query, State},
+    response::Response,
+};
 use guildnet_model::ClusterId;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::read;
+use super::{jobs, read};
 use crate::{
     door::{problem::Problem, routes::Behind},
+    jobs::Job,
     verify::Report,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
-    OpenApiRouter::new().routes(routes!(verify))
+    OpenApiRouter::new().routes(routes!(verify, last))
 }
 
 /// What is to be checked.
@@ -26,9 +31,33 @@ pub(crate) struct Verify {
     pub(crate) clusters: Vec<ClusterId>,
 }
 
-/// Run all checks and wait for the report
-#[utoipa::path(post, path = "/api/v1/verify", tag = "verify", request_body = Option<Verify>, responses((status = OK, body = Report)))]
-async fn verify(State(behind): State<Behind>, body: Body) -> Result<Json<Report>, Problem> {
+/// How a job is waited for.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Waiting {
+    /// Answer when it has ended; it is cancelled if the client leaves.
+    #[serde(default)]
+    wait: bool,
+}
+
+/// Run all checks
+///
+/// The result of the job is a report. Runs stand among the jobs.
+#[utoipa::path(
+    post, path = "/api/v1/verify", tag = "verify", params(Waiting), request_body = Option<Verify>,
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Job, description = "Ended, if it was waited for"),
+    ),
+)]
+async fn verify(State(behind): State<Behind>, Query(waiting): Query<Waiting>, body: Body) -> Result<Response, Problem> {
     let asked: Verify = read(body).await?;
-    Ok(Json(behind.api.verify(asked.clusters).await?))
+    let job = behind.api.verify(asked.clusters)?;
+    if waiting.wait { jobs::ended(&behind, &job.id).await } else { Ok(jobs::begun(&job)) }
+}
+
+/// The last report of all clusters or some, while it is kept
+#[utoipa::path(get, path = "/api/v1/verify", tag = "verify", responses((status = OK, body = Report)))]
+async fn last(State(behind): State<Behind>) -> Result<axum::Json<serde_json::Value>, Problem> {
+    jobs::last_report(behind.api.jobs()).map(axum::Json)
 }

@@ -1,0 +1,83 @@
+//! Jobs: what is under way and what was done.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde_json::Value;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    door::{problem::Problem, routes::Behind},
+    jobs::{Job, JobKind, JobState, Jobs},
+};
+
+pub(super) fn routes() -> OpenApiRouter<Behind> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, cancel))
+}
+
+/// All jobs that are known, the oldest first
+#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", responses((status = OK, body = [Job])))]
+async fn list(State(behind): State<Behind>) -> Json<Vec<Job>> {
+    Json(behind.api.jobs().list())
+}
+
+/// One job, with its steps so far
+#[utoipa::path(
+    get, path = "/api/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path, description = "The job's name")),
+    responses((status = OK, body = Job)),
+)]
+async fn get(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Json<Job>, Problem> {
+    behind.api.jobs().get(&id).map(Json).ok_or_else(unknown)
+}
+
+/// Cancel a job
+///
+/// What it has done so far stays; the same request goes on from there. One that has ended stays as it is.
+#[utoipa::path(
+    delete, path = "/api/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path, description = "The job's name")),
+    responses((status = ACCEPTED, body = Job)),
+)]
+async fn cancel(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Response, Problem> {
+    behind.api.jobs().cancel(&id).map(|job| begun(&job)).ok_or_else(unknown)
+}
+
+fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such job, or no longer")
+        .with_hint("list those that are known: GET /api/v1/jobs")
+}
+
+/// The answer to a request that began a job: where to find it, and how it is now.
+pub(super) fn begun(job: &Job) -> Response {
+    let mut answer = (StatusCode::ACCEPTED, Json(job)).into_response();
+    // A job's name is hexadecimal.
+    if let Ok(place) = HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)) {
+        answer.headers_mut().insert(header::LOCATION, place);
+    }
+    answer
+}
+
+/// The job once it has ended. It is cancelled if this is dropped before.
+pub(super) async fn ended(behind: &Behind, id: &str) -> Result<Response, Problem> {
+    struct Cancel<'a>(&'a Jobs, &'a str);
+    impl Drop for Cancel<'_> {
+        fn drop(&mut self) {
+            // Harmless for one that has ended.
+            self.0.cancel(self.1);
+        }
+    }
+    let _cancel = Cancel(behind.api.jobs(), id);
+    behind.api.jobs().ended(id).await.map(|job| Json(job).into_response()).ok_or_else(unknown)
+}
+
+/// What the last run of the checks found.
+pub(super) fn last_report(jobs: &Jobs) -> Result<Value, Problem> {
+    let report =
+        |job: Job| (job.kind == JobKind::Verify && job.state == JobState::Done).then_some(job.result).flatten();
+    jobs.list().into_iter().rev().find_map(report).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", "no run of the checks is kept")
+            .with_hint("run them: POST /api/v1/verify")
+    })
+}

@@ -1,0 +1,130 @@
+//! What the door asks of the rest of the Host App, answered.
+
+use std::sync::Arc;
+
+use guildnet_kube::ApiServer;
+use guildnet_model::{BoxFuture, ClusterId, Dialer};
+
+use crate::{
+    ClusterInfo, ClusterStatus, HostError, KeyInfo, NamespaceShown, Progress, RouterReport, SettingsShown,
+    StatusReport, Via,
+    cluster::{ClusterDialer, DisconnectedDialer},
+    door::HostApi,
+    error::Explained as _,
+    events::Events,
+    fleet::Fleet,
+    jobs::{Job, JobKind, Jobs, Work, as_value},
+    keys, namespace,
+    proxy::ApiServers,
+    set::ClusterChange,
+    settings::Settings,
+    status::{self, ConnectorShown},
+    verify,
+};
+
+pub(super) struct Api {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) settings: Settings,
+}
+
+impl HostApi for Api {
+    fn ready(&self) -> bool {
+        // The door serves only after the store was read and the connectors were asked to start.
+        true
+    }
+
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        Box::pin(async { status::of_running(&self.fleet).await })
+    }
+
+    fn clusters(&self) -> BoxFuture<'_, Vec<ClusterStatus>> {
+        Box::pin(async { status::of_clusters(&self.fleet).await })
+    }
+
+    fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
+        Box::pin(async move { status::of_id(&self.fleet, id).await })
+    }
+
+    fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>> {
+        Box::pin(async move { self.fleet.info(id) })
+    }
+
+    fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>> {
+        Box::pin(async { status::of_connectors(&self.fleet).await })
+    }
+
+    fn router<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<RouterReport, HostError>> {
+        Box::pin(async move {
+            let api = self.fleet.handle(id)?.api_soon().await?;
+            let router = guildnet_kube::router::status(&api).await.explained_of(id)?;
+            Ok(RouterReport { id: id.clone(), via: Via::Tailnet, router })
+        })
+    }
+
+    fn keys<'a>(&'a self, clusters: &'a [ClusterId]) -> BoxFuture<'a, Result<Vec<KeyInfo>, HostError>> {
+        Box::pin(keys::keys_list(&self.settings, clusters))
+    }
+
+    fn namespaces(&self) -> BoxFuture<'_, Result<Vec<NamespaceShown>, HostError>> {
+        Box::pin(namespace::namespaces(&self.settings))
+    }
+
+    fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>> {
+        Box::pin(self.fleet.settings(&self.settings))
+    }
+
+    fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>> {
+        if let Ok(handle) = self.fleet.handle(id) {
+            return Some(Arc::new(ClusterDialer(handle)));
+        }
+        // Known, and not to be dialled: said as the state of any other connector that is not ready.
+        let resting = self.fleet.disconnected().iter().any(|(of, _)| of == id);
+        resting.then(|| Arc::new(DisconnectedDialer(id.clone())) as Arc<dyn Dialer>)
+    }
+
+    fn change<'a>(&'a self, id: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>> {
+        Box::pin(async move { self.fleet.change(id, &change).await })
+    }
+
+    fn verify(&self, clusters: Vec<ClusterId>) -> Result<Job, HostError> {
+        let fleet = Arc::clone(&self.fleet);
+        let run = move |progress: Arc<dyn Progress>| {
+            Box::pin(async move { as_value(&verify::verify_fleet(&fleet, &clusters, &*progress).await?) }) as _
+        };
+        self.jobs.start(JobKind::Verify, None, Box::new(run))
+    }
+
+    fn start(&self, work: Work) -> Result<Job, HostError> {
+        self.jobs.start(work.kind(), Some(work.cluster().clone()), work.run(self.settings.clone()))
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    fn events(&self) -> &Arc<Events> {
+        self.fleet.events()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async {
+            let changes = self.fleet.reload().await?;
+            // One line each: `guildnet logs CLUSTER` finds it.
+            for (what, clusters) in [("started", &changes.started), ("stopped", &changes.stopped)] {
+                clusters.iter().for_each(|cluster| tracing::info!(%cluster, "{what}: the clusters were read again"));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl ApiServers for Api {
+    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+        self.fleet.read_only(id)
+    }
+
+    fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
+        Box::pin(async move { self.fleet.handle(id)?.api_soon().await })
+    }
+}
