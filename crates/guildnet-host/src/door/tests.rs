@@ -202,7 +202,7 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
@@ -256,6 +256,17 @@ impl Served {
 
     /// Sends a request as it stands, with our Host and token unless it has its own, and returns the whole answer.
     pub(crate) async fn raw(&self, line: &str, headers: &[&str], body: &str) -> String {
+        let text = format!("{}\r\n{body}", self.head(line, headers));
+        let mut stream = self.tls(&[]).await;
+        stream.write_all(text.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        // A server that refuses early may reset what it did not read.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("text")
+    }
+
+    /// The head of such a request.
+    pub(crate) fn head(&self, line: &str, headers: &[&str]) -> String {
         let mut text = format!("{line} HTTP/1.1\r\nconnection: close\r\n");
         let has = |name: &str| headers.iter().any(|h| h.starts_with(name));
         if !has("host:") {
@@ -267,13 +278,7 @@ impl Served {
         for header in headers {
             text += &format!("{header}\r\n");
         }
-        text += &format!("\r\n{body}");
-        let mut stream = self.tls(&[]).await;
-        stream.write_all(text.as_bytes()).await.expect("sent");
-        let mut answer = Vec::new();
-        // A server that refuses early may reset what it did not read.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8(answer).expect("text")
+        text
     }
 
     /// Stops the door and waits until everything has ended.
@@ -285,7 +290,7 @@ impl Served {
 }
 
 /// The status and, of a refusal, the code.
-fn said(answer: &str) -> (u16, Option<String>) {
+pub(crate) fn said(answer: &str) -> (u16, Option<String>) {
     let status = answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status: {answer:?}"));
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     let problem: Option<problem::Problem> = serde_json::from_str(body).ok();
@@ -294,7 +299,7 @@ fn said(answer: &str) -> (u16, Option<String>) {
     (status, problem.map(|p| p.code))
 }
 
-fn refused(status: u16, code: &str) -> (u16, Option<String>) {
+pub(crate) fn refused(status: u16, code: &str) -> (u16, Option<String>) {
     (status, Some(code.to_owned()))
 }
 

@@ -10,11 +10,19 @@ mod events;
 mod headscale;
 mod jobs;
 mod routers;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::time::Duration;
 
-use axum::{Json, Router, body::Body, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::Query,
+    http::{StatusCode, Uri},
+    routing::get,
+};
 use guildnet_model::ClusterId;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
@@ -112,6 +120,17 @@ pub(super) async fn unknown(behind: &Behind, id: &ClusterId) -> Problem {
     HostError::unknown_cluster(id, &known).into()
 }
 
+/// Reads the query of a request.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    Query::try_from_uri(uri).map(|Query(asked)| asked).map_err(|why| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "usage",
+            format!("the query is not what is expected: {}", why.body_text()),
+        )
+    })
+}
+
 /// Reads a JSON body; an empty one is the default.
 pub(super) async fn read<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
     let content = gather(body).await?;
@@ -152,45 +171,4 @@ fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, Problem> {
     })?;
     reader.end().map_err(|why| refuse(None, why))?;
     Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// After a wanted change, write the file anew: `UPDATE_OPENAPI=1 cargo nextest run -E 'test(committed_document)'`.
-    #[test]
-    fn the_committed_document_is_the_one_that_is_served() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
-        let served = document().to_pretty_json().expect("JSON") + "\n";
-        if std::env::var_os("UPDATE_OPENAPI").is_some() {
-            std::fs::write(file, &served).expect("written");
-        }
-        let committed = std::fs::read_to_string(file).unwrap_or_default();
-        assert!(
-            committed == served,
-            "docs/openapi.json is not what the Host App serves; UPDATE_OPENAPI=1 writes it anew"
-        );
-    }
-
-    #[test]
-    fn every_operation_says_what_it_does_and_how_it_refuses() {
-        let mut document = document();
-        assert_eq!(serde_json::to_value(&document.openapi).expect("JSON"), "3.1.0");
-        for (path, item) in &mut document.paths.paths {
-            for operation in operations(item) {
-                assert!(operation.summary.as_ref().is_some_and(|s| !s.is_empty()), "{path}");
-                assert!(operation.responses.responses.contains_key("default"), "{path}");
-            }
-        }
-        let schemas = document.components.expect("components").schemas;
-        assert!(schemas.contains_key("Problem"), "{:?}", schemas.keys());
-    }
-
-    #[test]
-    fn a_wrong_body_is_answered_with_its_field() {
-        let field = |text: &str| parse::<Verify>(text.as_bytes()).expect_err("wrong").field;
-        assert_eq!(field(r#"{"clusters": ["a", "B!"]}"#).as_deref(), Some("clusters[1]"));
-        assert_eq!(field(r#"{"clusters": []} x"#), None);
-    }
 }

@@ -3,8 +3,8 @@
 use axum::{
     Json,
     body::Body,
-    extract::{Path, Query, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    extract::{Path, Request, State},
+    http::{HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
 use guildnet_model::{Class, ClusterId, Networks, Secret, Target};
@@ -14,7 +14,7 @@ use url::Url;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, jobs, required, routers::known, unknown};
+use super::{cluster_id, jobs, query, required, routers::known, unknown};
 use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{problem::Problem, routes::Behind, serve::Slot},
@@ -157,7 +157,7 @@ async fn change(State(behind): State<Behind>, Path(id): Path<String>, body: Body
 
 /// How a cluster is removed.
 #[derive(Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Remove {
     /// Leave the router, its node, its key and its place in the policy.
@@ -174,11 +174,8 @@ struct Remove {
     params(("id" = String, Path, description = "The cluster's id"), Remove),
     responses((status = ACCEPTED, body = Job, description = "Begun")),
 )]
-async fn remove(
-    State(behind): State<Behind>,
-    Path(id): Path<String>,
-    Query(asked): Query<Remove>,
-) -> Result<Response, Problem> {
+async fn remove(State(behind): State<Behind>, Path(id): Path<String>, uri: Uri) -> Result<Response, Problem> {
+    let asked: Remove = query(&uri)?;
     let id = known(&behind, &id).await?;
     let request = RemoveRequest { id, keep_router: asked.keep_router, forget: asked.forget };
     Ok(jobs::begun(&behind.api.start(Work::Remove(request))?))

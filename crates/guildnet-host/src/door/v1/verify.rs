@@ -1,16 +1,12 @@
 //! Checks of every link, as jobs.
 
-use axum::{
-    body::Body,
-    extract::{Query, State},
-    response::Response,
-};
+use axum::{body::Body, extract::State, http::Uri, response::Response};
 use guildnet_model::ClusterId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{jobs, read};
+use super::{jobs, query, read};
 use crate::{
     door::{problem::Problem, routes::Behind},
     jobs::Job,
@@ -33,6 +29,7 @@ pub(crate) struct Verify {
 
 /// How a job is waited for.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Waiting {
     /// Answer when it has ended; it is cancelled if the client leaves.
@@ -50,7 +47,8 @@ struct Waiting {
         (status = OK, body = Job, description = "Ended, if it was waited for"),
     ),
 )]
-async fn verify(State(behind): State<Behind>, Query(waiting): Query<Waiting>, body: Body) -> Result<Response, Problem> {
+async fn verify(State(behind): State<Behind>, uri: Uri, body: Body) -> Result<Response, Problem> {
+    let waiting: Waiting = query(&uri)?;
     let asked: Verify = read(body).await?;
     let job = behind.api.verify(asked.clusters)?;
     if waiting.wait { jobs::ended(&behind, &job.id).await } else { Ok(jobs::begun(&job)) }
