@@ -1,5 +1,5 @@
-//! What the Host App remembers: cluster records, the Headscale server and the policies that were replaced there, in one
-//! SQLite file, secrets sealed.
+//! What the Host App remembers: cluster records with the forwards and proxies that lead into them, the Headscale server
+//! and the policies that were replaced there, in one SQLite file, secrets sealed.
 //!
 //! [`Store::open`] is the way in. The folder is private to its owner (0700, files 0600; [`private`] makes and checks such
 //! files for the Host App too); kubeconfigs and keys are sealed with a key that lies beside the database (`seal.rs`,
@@ -18,5 +18,5 @@ mod store;
 
 pub use copy::copy_database;
 pub use error::StoreError;
-pub use record::{ClusterRecord, HeadscaleRecord, ReplacedPolicy};
+pub use record::{ClusterRecord, ForwardRecord, HeadscaleRecord, ProxiesRecord, ReplacedPolicy};
 pub use store::{Added, Store};

@@ -1,6 +1,9 @@
 //! What is remembered: plain data, secrets by type. How it is laid out in tables is `store.rs`'s business.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{SocketAddr, SocketAddrV4},
+    path::PathBuf,
+};
 
 use guildnet_model::{ClusterId, Networks, Secret, SiteNumber};
 use jiff::Timestamp;
@@ -99,4 +102,32 @@ pub struct ReplacedPolicy {
     pub before: Option<String>,
     /// The document that came.
     pub after: String,
+}
+
+/// A forward that a person left to the Host App: a port of this device that leads into a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardRecord {
+    /// Where it listens. One forward for each address.
+    pub local: SocketAddrV4,
+    /// The cluster that it leads into.
+    pub cluster: ClusterId,
+    /// Where it leads there, `HOST:PORT`, as it was given.
+    pub target: String,
+    /// When it was made, by the caller's clock. Millisecond precision.
+    pub created: Timestamp,
+}
+
+/// The SOCKS5 and CONNECT listeners of a cluster, and the password that they want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxiesRecord {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Whether they are on.
+    pub enabled: bool,
+    /// The SOCKS5 listener's port, on the cluster's own loopback address.
+    pub socks_port: u16,
+    /// The CONNECT listener's port.
+    pub http_port: u16,
+    /// What both want of their clients. Sealed.
+    pub password: Secret<String>,
 }

@@ -22,6 +22,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("disconnected clusters", include_str!("../migrations/0003_disconnected_clusters.sql")),
     ("policy history", include_str!("../migrations/0004_policy_history.sql")),
     ("read-only clusters", include_str!("../migrations/0005_read_only_clusters.sql")),
+    ("forwards and proxies", include_str!("../migrations/0006_forwards_and_proxies.sql")),
 ];
 
 /// The migrations of this program.

@@ -1,9 +1,10 @@
 //! The store itself: opening, and the records in and out. Every change is one transaction. The history of policies is in
-//! `store/history.rs`.
+//! `store/history.rs`, what leads into clusters (forwards, proxies, loopback addresses) in `store/forwards.rs`.
 //!
 //! Several processes may have it open at once (the Host App and a command); SQLite's write-ahead log keeps readers and
 //! the one writer apart, and a writer waits for [`BUSY`] at most.
 
+mod forwards;
 mod history;
 
 use std::{
@@ -206,13 +207,14 @@ impl Store {
         rows.iter().map(|row| self.read_cluster(row)).collect()
     }
 
-    /// Forgets a cluster. `false`: there was none of that id.
+    /// Forgets a cluster, with its forwards and proxies. `false`: there was none of that id.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn remove(&self, id: &ClusterId) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let removed = self.delete(&mut tx, id).await?;
+        self.delete_ways(&mut tx, id).await?;
         self.commit(tx).await?;
         Ok(removed)
     }
@@ -253,14 +255,7 @@ impl Store {
             insert.execute(&mut *tx).await.map_err(self.failed())?;
         }
         if let Some(api_key) = &record.api_key {
-            let sealed = seal::seal(&self.key.key, setting::place(setting::API_KEY), api_key.expose())?;
-            sqlx::query("INSERT INTO settings (name, sealed, seal_key) VALUES (?, ?, ?)")
-                .bind(setting::API_KEY)
-                .bind(sealed)
-                .bind(&self.key.id)
-                .execute(&mut *tx)
-                .await
-                .map_err(self.failed())?;
+            self.put_sealed_setting(&mut tx, setting::API_KEY, api_key).await?;
         }
         self.commit(tx).await
     }
@@ -358,7 +353,7 @@ impl Store {
         .execute(&mut **tx)
         .await
         .map_err(self.failed())?;
-        Ok(())
+        self.give_loopback(tx, &record.id).await
     }
 
     fn read_cluster(&self, row: &SqliteRow) -> Result<ClusterRecord, StoreError> {
@@ -403,6 +398,18 @@ impl Store {
         Ok(value.fetch_optional(&mut **tx).await.map_err(self.failed())?.flatten())
     }
 
+    async fn put_sealed_setting(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        name: &str,
+        secret: &Secret<String>,
+    ) -> Result<(), StoreError> {
+        let sealed = seal::seal(&self.key.key, setting::place(name), secret.expose())?;
+        let insert = sqlx::query("INSERT OR REPLACE INTO settings (name, sealed, seal_key) VALUES (?, ?, ?)");
+        let done = insert.bind(name).bind(sealed).bind(&self.key.id).execute(&mut **tx).await;
+        done.map(drop).map_err(self.failed())
+    }
+
     async fn sealed_setting(
         &self,
         tx: &mut Transaction<'_, Sqlite>,
@@ -418,7 +425,7 @@ impl Store {
     }
 }
 
-/// Rows of the table `settings`.
+/// Rows of the table `settings`; those of `store/forwards.rs` stand there.
 mod setting {
     use crate::seal::Place;
 

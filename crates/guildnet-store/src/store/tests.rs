@@ -7,6 +7,7 @@ use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 
 use super::*;
+use crate::ProxiesRecord;
 
 /// A text that must never be found in a file.
 const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\n# token: very-secret-token-4711\n";
@@ -14,11 +15,11 @@ const CLIENT_KEY: &str = "hskey-auth-very-secret-client";
 const ROUTER_KEY: &str = "hskey-auth-very-secret-router";
 const API_KEY: &str = "very-secret-api-key";
 
-fn id(text: &str) -> ClusterId {
+pub(super) fn id(text: &str) -> ClusterId {
     text.parse().expect("an id")
 }
 
-fn record(name: &str) -> ClusterRecord {
+pub(super) fn record(name: &str) -> ClusterRecord {
     ClusterRecord {
         id: id(name),
         kubeconfig: Secret::new(KUBECONFIG.into()),
@@ -51,13 +52,13 @@ fn headscale() -> HeadscaleRecord {
 }
 
 /// A home folder and a store in it.
-async fn store() -> (TempDir, Store) {
+pub(super) async fn store() -> (TempDir, Store) {
     let home = tempfile::tempdir().expect("tempdir");
     let store = Store::open(home.path()).await.expect("opened");
     (home, store)
 }
 
-async fn execute(store: &Store, sql: &str) {
+pub(super) async fn execute(store: &Store, sql: &str) {
     let done = sqlx::query(AssertSqlSafe(sql)).execute(&store.pool).await.expect(sql);
     assert!(done.rows_affected() > 0, "nothing changed: {sql}");
 }
@@ -137,6 +138,9 @@ async fn no_file_holds_a_secret_in_plain_text() {
     let (home, store) = store().await;
     store.add(&record("a")).await.expect("added");
     store.put_headscale(&headscale()).await.expect("stored");
+    let password = Secret::new("very-secret-proxy".to_owned());
+    let proxies = ProxiesRecord { cluster: id("a"), enabled: true, socks_port: 1080, http_port: 8080, password };
+    store.put_proxies(&proxies).await.expect("stored");
     // Once with everything in the write-ahead log, once with everything in the database.
     for round in ["open", "closed"] {
         for entry in fs::read_dir(home.path()).expect("folder") {
