@@ -15,6 +15,12 @@ use crate::{ApiServer, KubeError, error::KubeCause};
 /// Marks the StorageClass that claims without a class get (`storage.k8s.io`, "default StorageClass").
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
+/// Where a cluster's own DNS lives.
+const DNS_NAMESPACE: &str = "kube-system";
+
+/// The port of DNS, over UDP and TCP alike (RFC 1035 section 4.2).
+const DNS_PORT: u16 = 53;
+
 impl ApiServer {
     /// The cluster's identity: the UID of its `kube-system` namespace, which lives as long as the cluster.
     ///
@@ -40,6 +46,40 @@ impl ApiServer {
             .and_then(|port| u16::try_from(port.port).ok())
             .ok_or_else(|| self.unusable("the Service kubernetes has no port named https"))?;
         Ok(SocketAddr::new(ip, port).into())
+    }
+
+    /// Where the cluster's DNS answers over TCP: the Service `kube-dns` of the namespace `kube-system`, or one there that is
+    /// labelled `k8s-app=kube-dns`. `None` if there is neither, or it has no cluster IP.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn dns_address(&self) -> Result<Option<Target>, KubeError> {
+        let named = match self.service(DNS_NAMESPACE, "kube-dns").await {
+            Ok(service) => return Ok(self.dns_of(&service)),
+            Err(KubeError { cause: KubeCause::NotFound { .. }, .. }) => None,
+            // Who may not read this one may still be allowed to list.
+            Err(e @ KubeError { cause: KubeCause::Forbidden { .. }, .. }) => Some(e),
+            Err(e) => return Err(e),
+        };
+        let labelled = self
+            .read(|client| async move {
+                let params = ListParams::default().labels("k8s-app=kube-dns");
+                Api::<Service>::namespaced(client, DNS_NAMESPACE).list(&params).await
+            })
+            .await;
+        match (labelled, named) {
+            (Ok(list), _) => Ok(list.items.iter().find_map(|service| self.dns_of(service))),
+            (Err(_), Some(refused)) => Err(refused),
+            (Err(e), None) => Err(e),
+        }
+    }
+
+    /// The DNS behind a Service, at the port that it calls `dns-tcp`, else at DNS's own.
+    fn dns_of(&self, service: &Service) -> Option<Target> {
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+        let named = ports.iter().find(|p| p.name.as_deref() == Some("dns-tcp"));
+        let port = named.and_then(|p| u16::try_from(p.port).ok()).filter(|port| *port > 0).unwrap_or(DNS_PORT);
+        Some(SocketAddr::new(self.cluster_ip(service).ok()?, port).into())
     }
 
     /// The cluster IP of a Service.

@@ -36,3 +36,36 @@ async fn only_the_class_marked_as_default_is_the_default() {
     let (_server, api) = pair(move |_| list(json!([class("slow", "false"), class("fast", "true")]))).await;
     assert_eq!(api.default_storage_class().await.expect("an answer").as_deref(), Some("fast"));
 }
+
+#[tokio::test]
+async fn the_clusters_dns_is_found_by_name_else_by_label() {
+    let service = |ip: &str, ports: serde_json::Value| json!({"metadata": {"name": "dns"}, "spec": {"clusterIP": ip, "ports": ports}});
+    let both = json!([{"name": "dns", "protocol": "UDP", "port": 53}, {"name": "metrics", "port": 9153},
+        {"name": "dns-tcp", "protocol": "TCP", "port": 5353}]);
+    let named = service("10.96.0.10", both);
+    let (_server, api) = pair(move |_| (200, named.to_string())).await;
+    assert_eq!(api.dns_address().await.expect("read").map(|t| t.to_string()).as_deref(), Some("10.96.0.10:5353"));
+
+    for status in [404, 403] {
+        let other = service("10.43.0.10", json!([{"name": "metrics", "port": 9153}]));
+        let (server, api) = pair(move |request: &Seen| match request.what().as_str() {
+            "GET /api/v1/namespaces/kube-system/services" => list(json!([other])),
+            _ => refusal(status, "no"),
+        })
+        .await;
+        assert_eq!(api.dns_address().await.expect("read").map(|t| t.to_string()).as_deref(), Some("10.43.0.10:53"));
+        assert!(server.seen().last().expect("asked").target.contains("k8s-app%3Dkube-dns"));
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_without_dns_has_none_and_one_that_does_not_say_is_an_error() {
+    let (_server, api) = pair(|request: &Seen| match request.what().as_str() {
+        "GET /api/v1/namespaces/kube-system/services" => list(json!([])),
+        _ => refusal(404, "not found"),
+    })
+    .await;
+    assert_eq!(api.dns_address().await, Ok(None));
+    let (_server, api) = pair(|_| refusal(403, "no")).await;
+    assert!(matches!(api.dns_address().await.expect_err("refused").cause, KubeCause::Forbidden { .. }));
+}
