@@ -1,7 +1,12 @@
 //! The clusters of the store: adding one (also on a device that has no API key and can't reach the cluster directly), and
 //! listing them. `remove.rs` takes one out again.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use guildnet_headscale::NamespaceFile;
 use guildnet_kube::ClusterAccess;
@@ -20,6 +25,7 @@ use crate::{
     cluster::ClusterActor,
     error::Explained as _,
     fleet,
+    forward::Ways,
     host::Deps,
     kubeconfigs::kubeconfigs_follow,
     networks::{Before, Settled, settle},
@@ -97,10 +103,21 @@ pub struct ClusterInfo {
     pub disconnected: bool,
     /// Whether the Host App passes on only what changes nothing there.
     pub read_only: bool,
+    /// The address of this device at which its forwards and proxies are, once it is stored.
+    #[schema(value_type = Option<String>)]
+    pub loopback: Option<Ipv4Addr>,
+    /// Where SOCKS5 is spoken, if its proxies are on.
+    #[schema(value_type = Option<String>)]
+    pub socks_proxy: Option<SocketAddrV4>,
+    /// Where HTTP CONNECT is spoken, if its proxies are on.
+    #[schema(value_type = Option<String>)]
+    pub http_proxy: Option<SocketAddrV4>,
 }
 
 impl ClusterInfo {
-    pub(crate) fn of(record: &ClusterRecord) -> Self {
+    /// What a record says; `ways` adds what leads into it.
+    pub(crate) fn of(record: &ClusterRecord, ways: &Ways) -> Self {
+        let proxies = ways.proxies_on(&record.id);
         Self {
             id: record.id.clone(),
             context: record.context.clone(),
@@ -115,6 +132,9 @@ impl ClusterInfo {
             has_client_key: record.client_auth_key.is_some(),
             disconnected: record.disconnected,
             read_only: record.read_only,
+            loopback: ways.addresses.get(&record.id).copied(),
+            socks_proxy: proxies.map(|(socks, _)| socks),
+            http_proxy: proxies.map(|(_, http)| http),
         }
     }
 }
@@ -173,7 +193,7 @@ async fn add(settings: &Settings, request: AddRequest, progress: &dyn Progress) 
         progress.step(Some(id), "the running Host App serves it now");
     }
     kubeconfigs_follow(settings, progress).await;
-    Ok(ClusterInfo::of(&record))
+    Ok(ClusterInfo::of(&record, &Ways::read(settings).await?))
 }
 
 /// What the API server said by the kubeconfig's own address; `None` if it can't be reached so.
@@ -379,13 +399,15 @@ async fn look_through(actor: &ClusterActor, record: &mut ClusterRecord, progress
 
 /// See [`crate::cluster_list`].
 pub(crate) async fn cluster_list(settings: &Settings) -> Result<Vec<ClusterInfo>, HostError> {
-    Ok(Known::read(settings).await?.records.iter().map(ClusterInfo::of).collect())
+    let (known, ways) = (Known::read(settings).await?, Ways::read(settings).await?);
+    Ok(known.records.iter().map(|record| ClusterInfo::of(record, &ways)).collect())
 }
 
 /// See [`crate::cluster_show`].
 pub(crate) async fn cluster_show(settings: &Settings, id: &ClusterId) -> Result<ClusterInfo, HostError> {
     let known = Known::read(settings).await?;
-    known.record(id).map(ClusterInfo::of).ok_or_else(|| unknown(id, &known))
+    let record = known.record(id).ok_or_else(|| unknown(id, &known))?;
+    Ok(ClusterInfo::of(record, &Ways::read(settings).await?))
 }
 
 pub(crate) fn unknown(id: &ClusterId, known: &Known) -> HostError {

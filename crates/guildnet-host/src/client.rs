@@ -1,7 +1,9 @@
 //! The command's client of a running Host App: finds it by its home folder and speaks to its door.
 //!
 //! One connection for each request: the command asks little and ends. The door is trusted by this home folder's own
-//! authority only, never by the system's.
+//! authority only, never by the system's. Forwards are in `client/forwards.rs`.
+
+mod forwards;
 
 use std::{fmt, net::SocketAddr, path::Path, pin::pin, sync::Arc, time::Duration};
 
@@ -18,12 +20,15 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    ClusterStatus, HostError, StatusReport, certs, daemon,
+    ClusterStatus, Destination, HostError, StatusReport, certs, daemon,
     door::{self, Changed, DIAL_PROTOCOL, Verify, problem::Problem},
     jobs::Job,
+    names::Place,
     set::ClusterChange,
     verify::Report,
 };
+
+pub(crate) use forwards::LeaseClient;
 
 /// How long the door may take to answer at all: it is on this machine.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -163,6 +168,48 @@ impl HostClient {
         Arc::new(HostDialer { client: self.clone(), cluster: cluster.clone() })
     }
 
+    /// Opens a stream to an address or a name in the cluster, through the Host App's connector.
+    ///
+    /// # Errors
+    /// There is no such cluster or name; dialling failed; it does not answer, or refuses.
+    pub async fn open(&self, cluster: &ClusterId, to: &Destination) -> Result<Box<dyn Io>, HostError> {
+        let opened = match timeout(DIAL_TIME, self.opened(cluster, &to.to_string())).await {
+            Ok(opened) => opened,
+            Err(_) => return Err(self.silent(format_args!("nothing within {DIAL_TIME:?}"))),
+        };
+        opened.map_err(|why| match (why, to.place()) {
+            (NotOpened::Said(Problem { dial: Some(refused), .. }), Place::Address(ip)) => {
+                let target = Target::from(SocketAddr::new(*ip, to.port()));
+                HostError::explained(&refused.into_error(target)).of_cluster(cluster)
+            }
+            (NotOpened::Said(problem), _) => problem.into_error(),
+            (NotOpened::Silent(why), _) => self.silent(why),
+            (NotOpened::Odd(status), _) => self.refused(status, &[]),
+        })
+    }
+
+    /// Opens a stream to what `to` names.
+    async fn opened(&self, cluster: &ClusterId, to: &str) -> Result<Box<dyn Io>, NotOpened> {
+        let (mut sender, connection) = self.connect().await.map_err(|why| NotOpened::Silent(why.message().into()))?;
+        let connection = connection.with_upgrades();
+        let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("to", to).finish();
+        let mut request = self.request(Method::GET, &format!("/api/v1/clusters/{cluster}/dial?{query}"), Bytes::new());
+        let headers = request.headers_mut();
+        headers.insert(header::CONNECTION, http::HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, http::HeaderValue::from_static(DIAL_PROTOCOL));
+        // Owns the sender: when it is done nothing more can be sent, and the connection ends or hands over the stream.
+        let asking = async move {
+            let answer = sender.send_request(request).await.map_err(|why| NotOpened::Silent(because(&why)))?;
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let upgraded = hyper::upgrade::on(answer).await.map_err(|why| NotOpened::Silent(because(&why)))?;
+                return Ok(Box::new(TokioIo::new(upgraded)) as Box<dyn Io>);
+            }
+            Err(refusal(answer).await)
+        };
+        let (opened, _) = join(asking, connection).await;
+        opened
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, HostError> {
         let answer = self.exchange(Method::GET, path, Bytes::new(), ASK_TIME).await?;
         self.read(answer)
@@ -281,35 +328,27 @@ impl Dialer for HostDialer {
 
 impl HostDialer {
     async fn open(&self, to: Target) -> Result<Box<dyn Io>, DialError> {
-        let failed = move |why: String| DialError::Io { target: to, why };
-        let (mut sender, connection) = self.client.connect().await.map_err(|why| failed(why.to_string()))?;
-        let connection = connection.with_upgrades();
-        let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("to", &to.to_string()).finish();
-        let mut request =
-            self.client.request(Method::GET, &format!("/api/v1/clusters/{}/dial?{query}", self.cluster), Bytes::new());
-        let headers = request.headers_mut();
-        headers.insert(header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, http::HeaderValue::from_static(DIAL_PROTOCOL));
-        // Owns the sender: when it is done nothing more can be sent, and the connection ends or hands over the stream.
-        let asking = async move {
-            let answer = sender.send_request(request).await.map_err(|why| failed(because(&why)))?;
-            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                let upgraded = hyper::upgrade::on(answer).await.map_err(|why| failed(because(&why)))?;
-                return Ok(Box::new(TokioIo::new(upgraded)) as Box<dyn Io>);
-            }
-            Err(self.refusal(to, answer).await)
-        };
-        let (opened, _) = join(asking, connection).await;
-        opened
+        self.client.opened(&self.cluster, &to.to_string()).await.map_err(|why| match why {
+            NotOpened::Said(Problem { dial: Some(refused), .. }) => refused.into_error(to),
+            NotOpened::Said(problem) => DialError::Io { target: to, why: problem.detail },
+            NotOpened::Silent(why) => DialError::Io { target: to, why },
+            NotOpened::Odd(status) => DialError::Io { target: to, why: format!("the Host App answered {status}") },
+        })
     }
+}
 
-    async fn refusal(&self, to: Target, answer: Response<Incoming>) -> DialError {
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(Problem { dial: Some(refused), .. }) => refused.into_error(to),
-            Ok(problem) => DialError::Io { target: to, why: problem.detail },
-            Err(_) => DialError::Io { target: to, why: format!("the Host App answered {status}") },
-        }
-    }
+/// Why the door opened no stream.
+enum NotOpened {
+    /// It says why.
+    Said(Problem),
+    /// It does not answer: in words.
+    Silent(String),
+    /// It answers something else.
+    Odd(StatusCode),
+}
+
+async fn refusal(answer: Response<Incoming>) -> NotOpened {
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    serde_json::from_slice(&body).map_or(NotOpened::Odd(status), NotOpened::Said)
 }

@@ -21,7 +21,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     HostError,
+    error::Explained as _,
     events::{Events, What},
+    names::{Destination, Inside, Names, OpenError},
     status::word,
 };
 
@@ -69,6 +71,7 @@ struct Shared {
     spec: ClusterSpec,
     seen: watch::Receiver<Seen>,
     api: Mutex<Option<(u64, ApiServer)>>,
+    names: Names,
     found_address: OnceLock<Target>,
     found_uid: OnceLock<String>,
 }
@@ -108,8 +111,14 @@ impl ClusterActor {
             Telling { seen: seen_tx, events },
             stop.clone(),
         ));
-        let shared =
-            Shared { spec, seen, api: Mutex::new(None), found_address: OnceLock::new(), found_uid: OnceLock::new() };
+        let shared = Shared {
+            spec,
+            seen,
+            api: Mutex::new(None),
+            names: Names::default(),
+            found_address: OnceLock::new(),
+            found_uid: OnceLock::new(),
+        };
         Self { handle: ClusterHandle(Arc::new(shared)), stop: stop.drop_guard(), task }
     }
 
@@ -298,6 +307,16 @@ impl ClusterHandle {
         self.api(if starting { DIAL_PATIENCE } else { Duration::ZERO }).await
     }
 
+    /// Opens a stream to an address or a name in the cluster. Waits for a connector that is just starting.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    /// # Cancellation
+    /// Dropping the future abandons what is under way.
+    pub(crate) async fn open(&self, to: &Destination) -> Result<Box<dyn Io>, OpenError> {
+        self.0.names.open(self, to).await
+    }
+
     fn client(&self, address: Target, dialer: Arc<dyn Dialer>) -> ApiServer {
         let access = self.0.spec.access.clone();
         ApiServer::new(&ApiServerSpec { access, address: Some(address) }, dialer)
@@ -380,15 +399,34 @@ impl Dialer for ClusterDialer {
     }
 }
 
-/// For a cluster that a person has disconnected: says so.
-#[derive(Debug)]
-pub(crate) struct DisconnectedDialer(pub(crate) ClusterId);
-
-impl Dialer for DisconnectedDialer {
-    fn dial(&self, _to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
-        let state = format!("disconnected on request (guildnet cluster connect {})", self.0);
-        Box::pin(async { Err(DialError::NotReady { state }) })
+impl Inside for ClusterHandle {
+    fn id(&self) -> &ClusterId {
+        self.id()
     }
+
+    fn networks(&self) -> &Networks {
+        self.networks()
+    }
+
+    fn dial(&self, to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
+        Box::pin(async move { ClusterDialer(self.clone()).dial(to).await })
+    }
+
+    fn dns_address(&self) -> BoxFuture<'_, Result<Option<Target>, HostError>> {
+        Box::pin(async move { self.api_soon().await?.dns_address().await.explained_of(self.id()) })
+    }
+
+    fn cluster_ip<'a>(&'a self, namespace: &'a str, service: &'a str) -> BoxFuture<'a, Result<IpAddr, HostError>> {
+        Box::pin(async move {
+            let api = self.api_soon().await?;
+            api.service_cluster_ip(namespace, service).await.explained_of(self.id())
+        })
+    }
+}
+
+/// For a cluster that a person has disconnected: says so.
+pub(crate) fn disconnected(id: &ClusterId) -> DialError {
+    DialError::NotReady { state: format!("disconnected on request (guildnet cluster connect {id})") }
 }
 
 /// Answers from here on say that no API server stands at an address.

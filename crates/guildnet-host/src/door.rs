@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use api::HostApi;
 pub(crate) use token::token;
 
-pub(crate) use token::existing as existing_token;
-pub(crate) use v1::{Changed, DIAL_PROTOCOL, Verify};
+pub(crate) use token::{equal, existing as existing_token};
+pub(crate) use v1::{AskedForwards, Changed, DIAL_PROTOCOL, Verify};
 
 use crate::{
     HostError,

@@ -10,15 +10,17 @@ use std::{
 
 use futures_util::future::join_all;
 use guildnet_kube::ClusterAccess;
-use guildnet_model::{Class, ClusterId, ConnectorSpec, Networks, Secret, StartConnector, Target};
+use guildnet_model::{BoxFuture, Class, ClusterId, ConnectorSpec, Io, Networks, Secret, StartConnector, Target};
 use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
 
 use crate::{
-    ClusterInfo, HostError, Settings, SettingsShown,
-    cluster::{ClusterActor, ClusterHandle, ClusterSpec},
+    ClusterInfo, Destination, HostError, Settings, SettingsShown,
+    cluster::{self, ClusterActor, ClusterHandle, ClusterSpec},
     error::Explained as _,
     events::{Events, What},
+    forward::{Open, Ways},
+    names::OpenError,
     server::Server,
     set::ClusterChange,
 };
@@ -61,6 +63,11 @@ impl Fleet {
     /// What happens to its clusters.
     pub(crate) fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// The store that it follows.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     fn members(&self) -> RwLockReadGuard<'_, BTreeMap<ClusterId, Member>> {
@@ -199,14 +206,15 @@ impl Fleet {
         self.members().get(id).is_some_and(|m| m.record.read_only)
     }
 
-    /// What the store held of a cluster when it was read last.
+    /// What the store held of a cluster when it was read last, and what leads into it.
     ///
     /// # Errors
     /// It is not there.
-    pub(crate) fn info(&self, id: &ClusterId) -> Result<ClusterInfo, HostError> {
+    pub(crate) fn info(&self, id: &ClusterId, ways: &Ways) -> Result<ClusterInfo, HostError> {
         let members = self.members();
         let known = || members.keys().cloned().collect::<Vec<_>>();
-        members.get(id).map(|m| ClusterInfo::of(&m.record)).ok_or_else(|| HostError::unknown_cluster(id, &known()))
+        let info = members.get(id).map(|m| ClusterInfo::of(&m.record, ways));
+        info.ok_or_else(|| HostError::unknown_cluster(id, &known()))
     }
 
     /// What is set and kept for all clusters.
@@ -262,6 +270,25 @@ impl Fleet {
         let members = std::mem::take(&mut *self.members_mut());
         join_all(members.into_values().filter_map(|m| m.actor).map(ClusterActor::stop)).await;
         self.store.close().await;
+    }
+}
+
+impl Open for Fleet {
+    fn open<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        to: &'a Destination,
+    ) -> BoxFuture<'a, Result<Box<dyn Io>, OpenError>> {
+        Box::pin(async move {
+            match self.handle(cluster) {
+                Ok(handle) => handle.open(to).await,
+                // Known, and not to be dialled: said as the state of any other connector that is not ready.
+                Err(_) if self.disconnected().iter().any(|(of, _)| of == cluster) => {
+                    Err(OpenError::Dial { name: None, why: cluster::disconnected(cluster) })
+                }
+                Err(why) => Err(OpenError::Host(why)),
+            }
+        })
     }
 }
 

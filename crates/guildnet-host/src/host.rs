@@ -17,6 +17,7 @@ use crate::{
     door::{Door, Listen},
     error::Explained as _,
     fleet::Fleet,
+    forward::{Forwards, Open},
     jobs::Jobs,
     kubeconfigs_follow,
 };
@@ -57,6 +58,7 @@ impl Deps {
 /// The Host App, built: everything is open and bound, nothing runs yet.
 pub struct Host {
     fleet: Arc<Fleet>,
+    forwards: Arc<Forwards>,
     jobs: Arc<Jobs>,
     door: Door,
     instance: Instance,
@@ -80,9 +82,15 @@ impl Host {
         let store = Store::open(&home).await.explained()?;
         let fleet = Arc::new(Fleet::new(store, deps.connectors));
         let jobs = Arc::new(Jobs::new(Arc::clone(fleet.events())));
-        let api = Api { fleet: Arc::clone(&fleet), jobs: Arc::clone(&jobs), settings: config.settings };
+        let forwards = Arc::new(Forwards::new(fleet.store().clone(), Arc::clone(&fleet) as Arc<dyn Open>));
+        let api = Api {
+            fleet: Arc::clone(&fleet),
+            forwards: Arc::clone(&forwards),
+            jobs: Arc::clone(&jobs),
+            settings: config.settings,
+        };
         let door = Door::bind(&home, config.listen, Arc::new(api)).await?;
-        Ok(Self { fleet, jobs, door, instance })
+        Ok(Self { fleet, forwards, jobs, door, instance })
     }
 
     /// Where its door is.
@@ -96,17 +104,20 @@ impl Host {
     /// The store can't be read, or clients can't be told where the door is.
     pub async fn spawn(self) -> Result<Drain, HostError> {
         self.fleet.reload().await?;
+        self.forwards.follow().await?;
         let stop = CancellationToken::new();
         let address = self.door.address();
         let door = self.door.spawn(stop.clone());
         self.instance.announce(address)?;
-        Ok(Drain { fleet: self.fleet, jobs: self.jobs, door, stop, _instance: self.instance })
+        let Self { fleet, forwards, jobs, instance, .. } = self;
+        Ok(Drain { fleet, forwards, jobs, door, stop, _instance: instance })
     }
 }
 
 /// The running Host App. To be ended with [`Drain::stop`].
 pub struct Drain {
     fleet: Arc<Fleet>,
+    forwards: Arc<Forwards>,
     jobs: Arc<Jobs>,
     door: JoinHandle<()>,
     stop: CancellationToken,
@@ -120,13 +131,15 @@ impl std::fmt::Debug for Drain {
 }
 
 impl Drain {
-    /// Stops: jobs are cancelled, new connections are refused, open ones get their grace, then connectors and store are
-    /// closed. Returns when everything has ended.
+    /// Stops: jobs are cancelled, new connections are refused, the door's open ones get their grace, forwards and proxies are
+    /// cut, then connectors and store are closed. Returns when everything has ended.
     pub async fn stop(self) {
         // First, while the door still answers them: they ask by it.
         self.jobs.stop().await;
         self.stop.cancel();
-        if let Err(panicked) = self.door.await {
+        // At once: who leases forwards holds a connection of the door.
+        let (door, ()) = tokio::join!(self.door, self.forwards.shut());
+        if let Err(panicked) = door {
             tracing::error!(%panicked, "the door ended badly");
         }
         self.fleet.stop().await;

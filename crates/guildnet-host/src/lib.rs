@@ -3,7 +3,7 @@
 //! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
-//! `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a
+//! `names.rs` resolves names inside clusters, `forward.rs` is the way in for everything else. `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a
 //! Headscale of this machine's own, for those who have none; `systemd.rs` is how a machine keeps either running. What a command can call stands in `operations.rs`.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
@@ -21,12 +21,14 @@ mod events;
 #[cfg(test)]
 mod fake;
 mod fleet;
+mod forward;
 mod host;
 mod jobs;
 mod keys;
 mod kubeconfigs;
 mod logs;
 mod managed;
+mod names;
 mod namespace;
 mod networks;
 mod operations;
@@ -53,6 +55,10 @@ pub use certs::regen_certs;
 pub use contexts::contexts;
 pub use door::Listen;
 pub use error::HostError;
+pub use forward::{
+    ForwardRequest, ForwardSession, ForwardSpec, ForwardSpecError, ForwardStatus, ForwardStop, Local, ProxiesAccess,
+    ProxiesRequest, ProxiesSet, ProxiesStatus, ProxyStatus, Traffic, Trouble,
+};
 pub use host::{Deps, Drain, Host, HostConfig};
 pub use keys::{KeyInfo, KeyOwner, KeyState, KeyUse};
 pub use kubeconfigs::{
@@ -62,6 +68,7 @@ pub use logs::LogsRequest;
 pub use managed::{
     AddressChoice, Backup, EnvChange, EnvSync, ManagedSettings, ManagedStatus, ManagedUp, env_sync_lan, unit,
 };
+pub use names::{Destination, DestinationError, HostName, Place};
 pub use namespace::{NamespaceReport, NamespaceShown};
 pub use operations::*;
 pub use policy::{Consent, PolicyCluster, PolicyClusterShown, PolicyDiff, PolicyDone, PolicyShown, ReplacedShown};

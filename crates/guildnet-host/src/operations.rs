@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::LocalBoxFuture;
-use guildnet_model::{ClusterId, Networks, Secret, Target};
+use guildnet_model::{ClusterId, Networks, Secret};
 
 use crate::{verify::Report, *};
 
@@ -70,20 +70,67 @@ pub fn status(settings: &Settings) -> Operation<'_, StatusReport> {
     Box::pin(status::status(settings))
 }
 
-/// Opens a stream to an address in the cluster's networks: through the running Host App, else by a connector that is
-/// started for it.
+/// Opens a stream to an address in the cluster's networks, or to a name that is resolved there: through the running Host
+/// App, else by a connector that is started for it.
 ///
 /// # Errors
-/// The cluster is not known; the address is not in its networks, or does not answer.
+/// The cluster or the name is not known; the address is not in its networks, or does not answer.
 /// # Cancellation
 /// Dropping the future abandons the dial; a connector that was started for it ends by itself.
 pub fn dial<'a>(
     settings: &'a Settings,
     cluster: &'a ClusterId,
-    to: Target,
+    to: &'a Destination,
     progress: &'a dyn Progress,
 ) -> Operation<'a, DialSession> {
     Box::pin(status::dial(settings, cluster, to, progress))
+}
+
+/// Makes forwards in the running Host App: all of them or none. They end with the session, unless they are to be kept.
+///
+/// # Errors
+/// No Host App runs; the cluster is not known; a local address or port can't be had.
+pub fn forward<'a>(settings: &'a Settings, request: &'a ForwardRequest) -> Operation<'a, ForwardSession> {
+    Box::pin(forward::forward(settings, request))
+}
+
+/// All forwards of the running Host App, by local address.
+///
+/// # Errors
+/// No Host App runs, or it does not answer.
+pub fn forward_list(settings: &Settings) -> Operation<'_, Vec<ForwardStatus>> {
+    Box::pin(forward::forward_list(settings))
+}
+
+/// Stops forwards of the running Host App, whoever made them; what they had done by then.
+///
+/// # Errors
+/// No Host App runs, or it does not answer; there is no forward of a given id. Those before it are stopped then.
+pub fn forward_stop<'a>(settings: &'a Settings, which: &'a ForwardStop) -> Operation<'a, Vec<ForwardStatus>> {
+    Box::pin(forward::forward_stop(settings, which))
+}
+
+/// Switches a cluster's SOCKS5 and CONNECT proxies on or off, or gives them other ports. A running Host App follows at once.
+/// Their password is made when they are first switched on.
+///
+/// # Errors
+/// There is no cluster of that id; both proxies are to have one port; the store can't be written; a port can't be had (it is
+/// tried again then, and the switch stays).
+pub fn cluster_set_proxies<'a>(
+    settings: &'a Settings,
+    id: &'a ClusterId,
+    request: ProxiesRequest,
+    progress: &'a dyn Progress,
+) -> Operation<'a, ProxiesSet> {
+    Box::pin(forward::cluster_set_proxies(settings, id, request, progress))
+}
+
+/// The addresses, user and password of a cluster's proxies; with `renew` a new password, and the old one opens nothing more.
+///
+/// # Errors
+/// There is no cluster of that id, or its proxies were never switched on; the store can't be read or written.
+pub fn cluster_proxies<'a>(settings: &'a Settings, id: &'a ClusterId, renew: bool) -> Operation<'a, ProxiesAccess> {
+    Box::pin(forward::cluster_proxies(settings, id, renew))
 }
 
 /// Runs all checks on the given clusters (on all that are known if none is given): in the running Host App, else here,

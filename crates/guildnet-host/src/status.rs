@@ -3,18 +3,16 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use guildnet_model::{
-    ClusterId, ConnectorSnapshot, ConnectorState, Dialer as _, Io, Networks, PathKind, PeerInfo, Secret, Target,
-};
+use guildnet_model::{ClusterId, ConnectorSnapshot, ConnectorState, Io, Networks, PathKind, PeerInfo, Secret};
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    HostError, Progress, Settings,
+    Destination, HostError, Progress, Settings,
     client::HostClient,
-    cluster::{ClusterActor, ClusterDialer, ClusterHandle},
+    cluster::{ClusterActor, ClusterHandle},
     door,
     error::Explained as _,
     fleet,
@@ -334,13 +332,13 @@ impl DialSession {
 pub(crate) async fn dial(
     settings: &Settings,
     cluster: &ClusterId,
-    to: Target,
+    to: &Destination,
     progress: &dyn Progress,
 ) -> Result<DialSession, HostError> {
     if let Some(host) = HostClient::discover(&settings.home)? {
         // One that the Host App does not know is answered before anything is dialled.
         host.cluster(cluster).await?;
-        let io = host.dialer(cluster).dial(to).await.explained_of(cluster)?;
+        let io = host.open(cluster, to).await?;
         return Ok(DialSession { io, own: None });
     }
     let record = match fleet::open_existing(settings).await? {
@@ -358,11 +356,11 @@ pub(crate) async fn dial(
     let spec = fleet::spec(&record)?;
     progress.step(Some(cluster), "no Host App runs: starting a connector for this dial");
     let actor = ClusterActor::spawn(spec, Deps::real()?.connectors);
-    match ClusterDialer(actor.handle.clone()).dial(to).await {
+    match actor.handle.open(to).await {
         Ok(io) => Ok(DialSession { io, own: Some(actor) }),
         Err(why) => {
             actor.stop().await;
-            Err(HostError::explained(&why).of_cluster(cluster))
+            Err(why.of_cluster(cluster))
         }
     }
 }

@@ -2,6 +2,7 @@
 //! checked types, so that a wrong one is answered with its cause, a hint and its exit code. Nothing here does IO.
 
 mod cluster;
+mod forward;
 mod headscale;
 mod keys;
 mod kubeconfig;
@@ -14,7 +15,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use self::{
-    cluster::{Cluster, ClusterAdd, Switch},
+    cluster::{Cluster, ClusterAdd, ClusterSet, Switch},
+    forward::Forward,
     headscale::{Headscale, Namespace},
     keys::Keys,
     kubeconfig::{Kubeconfig, KubeconfigWrite},
@@ -73,8 +75,10 @@ pub(crate) enum Command {
     /// The subnet routers inside the clusters
     #[command(subcommand)]
     Router(Router),
-    /// Connect standard input and output to an address inside a cluster
+    /// Connect standard input and output to a Service or an address inside a cluster
     Dial(Dial),
+    /// Make ports of this device lead into a cluster, list them, stop them
+    Forward(Forward),
     /// Print the Host App's access token, the credential of its API
     Token,
     /// The certificate of the Host App's own address
@@ -225,7 +229,7 @@ pub(crate) struct Dial {
     /// The cluster
     #[arg(value_name = "CLUSTER")]
     pub(crate) id: String,
-    /// An IP address in the cluster's networks, and a port
+    /// A Service, like grafana.monitoring:80, any other name of the cluster's, or an IP address in its networks; and a port
     #[arg(value_name = "HOST:PORT")]
     pub(crate) target: String,
 }

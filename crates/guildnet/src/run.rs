@@ -1,6 +1,7 @@
 //! Each subcommand: its flags become a request to `guildnet-host`, its answer is printed. No logic of its own.
 
 mod cluster;
+mod forward;
 mod headscale;
 mod keys;
 pub(crate) mod kubeconfig;
@@ -12,8 +13,8 @@ mod service;
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::CommandFactory;
-use guildnet_host::{Handed, Progress as _, Settings, StatusReport, UpReport, UpRequest, verify::Report};
-use guildnet_model::{Class, Target};
+use guildnet_host::{Destination, Handed, Progress as _, Settings, StatusReport, UpReport, UpRequest, verify::Report};
+use guildnet_model::Class;
 use serde::Serialize;
 
 use crate::{
@@ -57,6 +58,7 @@ pub(crate) async fn run(command: Command, handed: Handed, context: &Context) -> 
         Command::Headscale(command) => headscale::run(command, context).await,
         Command::Router(command) => router::run(command, context).await,
         Command::Dial(args) => dial(&args, context).await,
+        Command::Forward(args) => forward::run(args, context).await,
         Command::Token => token(context),
         Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context).await,
         Command::Completion { shell } => completion(shell),
@@ -140,7 +142,7 @@ fn up_ended(report: &UpReport, settings: &Settings, context: &Context) -> Result
         _ => "guildnet kubeconfig write   (a context for each cluster in your kubeconfig, for kubectl)".into(),
     };
     context.talk.say(&format!(
-        "\nThe Host App serves at {url}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet dial {example} IP:PORT\n  guildnet logs\n  guildnet down",
+        "\nThe Host App serves at {url}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet forward {example} 3000:SERVICE.NAMESPACE:PORT\n  guildnet logs\n  guildnet down",
     ));
     Ok(())
 }
@@ -207,9 +209,9 @@ fn show_report(report: &Report, format: Format) -> Result<(), Failure> {
 /// Bytes both ways. The end of standard input closes the sending half; the far end's close ends the command.
 async fn dial(args: &cli::Dial, context: &Context) -> Result<(), Failure> {
     let id = settings::cluster(&args.id)?;
-    let target: Target = args.target.parse()?;
+    let target: Destination = args.target.parse()?;
     let settings = context.settings(Flags::default())?;
-    let mut session = guildnet_host::dial(&settings, &id, target, &context.talk).await?;
+    let mut session = guildnet_host::dial(&settings, &id, &target, &context.talk).await?;
     let copied = copy_both_ways(&mut session.io).await;
     session.finish().await;
     copied.map_err(|why| {

@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/forward.rs"]
+mod forward;
 #[path = "it/kubeconfig.rs"]
 mod kubeconfig;
 #[path = "it/managed.rs"]

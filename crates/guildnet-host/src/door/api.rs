@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use guildnet_model::{BoxFuture, ClusterId, Dialer};
+use guildnet_model::{BoxFuture, ClusterId, Io};
 
 use crate::{
-    ClusterInfo, ClusterStatus, HostError, KeyInfo, NamespaceShown, RouterReport, SettingsShown, StatusReport,
+    ClusterInfo, ClusterStatus, Destination, HostError, KeyInfo, NamespaceShown, RouterReport, SettingsShown,
+    StatusReport,
     events::Events,
+    forward::Forwards,
     jobs::{Job, Jobs, Work},
+    names::OpenError,
     set::ClusterChange,
     status::ConnectorShown,
 };
@@ -60,8 +63,16 @@ pub(crate) trait HostApi: Send + Sync {
     /// The store can't be read.
     fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>>;
 
-    /// The dialer of one cluster; `None` if there is none of that id. Whether it is ready is told by dialling.
-    fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>>;
+    /// Opens a stream to an address or a name in a cluster, through its connector. Waits for one that is just starting.
+    ///
+    /// # Errors
+    /// There is no cluster of that id; the name is unknown there; dialling failed.
+    fn open<'a>(&'a self, id: &'a ClusterId, to: &'a Destination) -> BoxFuture<'a, Result<Box<dyn Io>, OpenError>>;
+
+    /// What leads into the clusters without the door; `None` for a Host App that has nothing of the kind.
+    fn forwards(&self) -> Option<Arc<Forwards>> {
+        None
+    }
 
     /// Sets switches of a cluster; they are followed when this returns. `true`: it was not so before.
     ///

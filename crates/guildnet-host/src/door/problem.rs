@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use guildnet_model::{Class, DialError, Explain, Target};
+use guildnet_model::{Class, ClusterId, DialError, Explain, Target};
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::HostError;
+use crate::{HostError, names::OpenError};
 
 /// A refusal: the thing, the cause and the next step.
 ///
@@ -65,6 +65,19 @@ impl Problem {
     pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// The refusal for a stream that could not be opened. Of a name, the error is told in words: only who resolved it knows
+    /// its target.
+    pub(super) fn of_open(cluster: &ClusterId, error: OpenError) -> Self {
+        match error {
+            OpenError::Host(error) => error.into(),
+            OpenError::Dial { name: None, why } => why.into(),
+            OpenError::Dial { name: Some(name), why } => {
+                let problem = Self::from(why);
+                Self { detail: format!("cluster {cluster}: {name}: {}", problem.detail), dial: None, ..problem }
+            }
+        }
     }
 
     /// The error that this refusal stands for.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use guildnet_kube::ApiServer;
-use guildnet_model::{BoxFuture, ClusterId, DialError, Dialer, Explain as _, Io, Target};
+use guildnet_model::{BoxFuture, ClusterId, DialError, Explain as _, Io, Target};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
@@ -17,12 +17,13 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::*;
 use crate::{
-    ClusterInfo, ClusterStatus, KeyInfo, NamespaceShown, Progress, RouterReport, Settings, SettingsShown, StatusReport,
-    certs,
+    ClusterInfo, ClusterStatus, Destination, KeyInfo, NamespaceShown, Place, Progress, RouterReport, Settings,
+    SettingsShown, StatusReport, certs,
     client::HostClient,
     daemon::Instance,
     events::Events,
     jobs::{Job, JobKind, Jobs, Work, as_value},
+    names::OpenError,
     set::ClusterChange,
     status::ConnectorShown,
     verify::Report,
@@ -82,8 +83,17 @@ impl HostApi for Fake {
         Box::pin(async move { (*wanted == id("a")).then(Self::a) })
     }
 
-    fn dialer(&self, wanted: &ClusterId) -> Option<Arc<dyn Dialer>> {
-        (*wanted == id("a")).then(|| Arc::new(Echo) as Arc<dyn Dialer>)
+    fn open<'a>(&'a self, wanted: &'a ClusterId, to: &'a Destination) -> BoxFuture<'a, Result<Box<dyn Io>, OpenError>> {
+        Box::pin(async move {
+            if *wanted != id("a") {
+                return Err(OpenError::Host(HostError::unknown_cluster(wanted, &[id("a")])));
+            }
+            let (name, ip) = match to.place() {
+                Place::Address(ip) => (None, *ip),
+                Place::Name(name) => (Some(name.clone()), [10, 96, 0, 80].into()),
+            };
+            echo(Target::from(SocketAddr::new(ip, to.port()))).map_err(|why| OpenError::Dial { name, why })
+        })
     }
 
     fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>> {
@@ -163,25 +173,18 @@ impl ApiServers for Fake {
 }
 
 /// Sends back what it gets, and `.` once nothing more comes.
-#[derive(Debug)]
-struct Echo;
-
-impl Dialer for Echo {
-    fn dial(&self, to: Target) -> BoxFuture<'_, Result<Box<dyn Io>, DialError>> {
-        Box::pin(async move {
-            if to.addr().port() == 1 {
-                return Err(DialError::Refused { target: to });
-            }
-            let (near, far) = tokio::io::duplex(1024);
-            tokio::spawn(async move {
-                let (mut read, mut write) = tokio::io::split(far);
-                tokio::io::copy(&mut read, &mut write).await?;
-                write.write_all(b".").await?;
-                write.shutdown().await
-            });
-            Ok(Box::new(near) as Box<dyn Io>)
-        })
+fn echo(to: Target) -> Result<Box<dyn Io>, DialError> {
+    if to.addr().port() == 1 {
+        return Err(DialError::Refused { target: to });
     }
+    let (near, far) = tokio::io::duplex(1024);
+    tokio::spawn(async move {
+        let (mut read, mut write) = tokio::io::split(far);
+        tokio::io::copy(&mut read, &mut write).await?;
+        write.write_all(b".").await?;
+        write.shutdown().await
+    });
+    Ok(Box::new(near))
 }
 
 fn id(text: &str) -> ClusterId {
@@ -436,6 +439,26 @@ async fn a_failed_dial_is_the_error_that_the_connector_gave() {
     assert_eq!(why, DialError::Refused { target: to });
     let why = door.client().dialer(&id("x")).dial(to).await.expect_err("unknown");
     assert!(why.to_string().contains("there is no cluster x"), "{why}");
+    door.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_is_dialled_and_its_failure_names_it() {
+    let door = Served::new().await;
+    let open = async |to: &str| door.client().open(&id("a"), &to.parse::<Destination>().expect(to)).await;
+    let mut stream = open("echo.default:80").await.expect("opened");
+    stream.write_all(b"x").await.expect("sent");
+    stream.shutdown().await.expect("ended");
+    let mut got = String::new();
+    stream.read_to_string(&mut got).await.expect("received");
+    assert_eq!(got, "x.");
+    let why = open("echo.default:1").await.expect_err("refused");
+    assert_eq!(why.to_string(), "cluster a: echo.default: 10.96.0.80:1 refused the connection");
+    assert_eq!(why.class(), Class::Unreachable);
+    assert_eq!(
+        open("10.96.0.9:1").await.expect_err("refused").to_string(),
+        "cluster a: 10.96.0.9:1 refused the connection"
+    );
     door.stop().await;
 }
 

@@ -7,6 +7,7 @@
 mod app;
 mod clusters;
 mod events;
+mod forwards;
 mod headscale;
 mod jobs;
 mod routers;
@@ -43,6 +44,7 @@ use super::{
 use crate::HostError;
 
 pub(crate) use clusters::{Changed, DIAL_PROTOCOL};
+pub(crate) use forwards::AskedForwards;
 pub(crate) use verify::Verify;
 
 /// Where the document is.
@@ -78,6 +80,7 @@ fn described() -> OpenApiRouter<Behind> {
     OpenApiRouter::with_openapi(OpenApiBuilder::new().info(info).build())
         .merge(app::routes())
         .merge(clusters::routes())
+        .merge(forwards::routes())
         .merge(routers::routes())
         .merge(headscale::routes())
         .merge(verify::routes())

@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use guildnet_kube::ApiServer;
-use guildnet_model::{BoxFuture, ClusterId, Dialer};
+use guildnet_model::{BoxFuture, ClusterId, Io};
 
 use crate::{
-    ClusterInfo, ClusterStatus, HostError, KeyInfo, NamespaceShown, Progress, RouterReport, SettingsShown,
+    ClusterInfo, ClusterStatus, Destination, HostError, KeyInfo, NamespaceShown, Progress, RouterReport, SettingsShown,
     StatusReport, Via,
-    cluster::{ClusterDialer, DisconnectedDialer},
     door::HostApi,
     error::Explained as _,
     events::Events,
     fleet::Fleet,
+    forward::{Forwards, Open as _, Ways},
     jobs::{Job, JobKind, Jobs, Work, as_value},
-    keys, namespace,
+    keys,
+    names::OpenError,
+    namespace,
     proxy::ApiServers,
     set::ClusterChange,
     settings::Settings,
@@ -24,6 +26,7 @@ use crate::{
 
 pub(super) struct Api {
     pub(super) fleet: Arc<Fleet>,
+    pub(super) forwards: Arc<Forwards>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) settings: Settings,
 }
@@ -47,7 +50,7 @@ impl HostApi for Api {
     }
 
     fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>> {
-        Box::pin(async move { self.fleet.info(id) })
+        Box::pin(async move { self.fleet.info(id, &Ways::of(self.fleet.store()).await?) })
     }
 
     fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>> {
@@ -74,13 +77,12 @@ impl HostApi for Api {
         Box::pin(self.fleet.settings(&self.settings))
     }
 
-    fn dialer(&self, id: &ClusterId) -> Option<Arc<dyn Dialer>> {
-        if let Ok(handle) = self.fleet.handle(id) {
-            return Some(Arc::new(ClusterDialer(handle)));
-        }
-        // Known, and not to be dialled: said as the state of any other connector that is not ready.
-        let resting = self.fleet.disconnected().iter().any(|(of, _)| of == id);
-        resting.then(|| Arc::new(DisconnectedDialer(id.clone())) as Arc<dyn Dialer>)
+    fn open<'a>(&'a self, id: &'a ClusterId, to: &'a Destination) -> BoxFuture<'a, Result<Box<dyn Io>, OpenError>> {
+        self.fleet.open(id, to)
+    }
+
+    fn forwards(&self) -> Option<Arc<Forwards>> {
+        Some(Arc::clone(&self.forwards))
     }
 
     fn change<'a>(&'a self, id: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>> {
@@ -114,7 +116,7 @@ impl HostApi for Api {
             for (what, clusters) in [("started", &changes.started), ("stopped", &changes.stopped)] {
                 clusters.iter().for_each(|cluster| tracing::info!(%cluster, "{what}: the clusters were read again"));
             }
-            Ok(())
+            self.forwards.follow().await
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{AllowArgs, ConsentArgs, HeadscaleArgs, KubeconfigArgs, OutputArgs};
 
@@ -33,13 +33,17 @@ pub(crate) enum Cluster {
         id: String,
     },
     /// Change how a cluster is served
-    Set {
+    Set(ClusterSet),
+    /// Print where a cluster's SOCKS5 and CONNECT proxies are, with their user and password
+    Proxies {
         /// The cluster
         #[arg(value_name = "CLUSTER")]
         id: String,
-        /// Pass on only what changes nothing in the cluster
-        #[arg(long, value_name = "on|off", required = true)]
-        read_only: Switch,
+        /// Make a new password first; the old one opens nothing from then on
+        #[arg(long)]
+        renew: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Remove a cluster: its router, its nodes, keys and policy on Headscale, its record and its connector's identity
     Remove {
@@ -55,6 +59,28 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         headscale: HeadscaleArgs,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("switches").required(true).multiple(true).args(["read_only", "proxies", "socks_port", "http_port"])))]
+pub(crate) struct ClusterSet {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) id: String,
+    /// Pass on only what changes nothing in the cluster
+    #[arg(long, value_name = "on|off")]
+    pub(crate) read_only: Option<Switch>,
+    /// SOCKS5 and CONNECT proxies into the cluster, on its own loopback address
+    ///
+    /// They want a user and a password: guildnet cluster proxies CLUSTER
+    #[arg(long, value_name = "on|off")]
+    pub(crate) proxies: Option<Switch>,
+    /// The SOCKS5 proxy's port [default: 1080]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) socks_port: Option<u16>,
+    /// The CONNECT proxy's port [default: 8080]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) http_port: Option<u16>,
 }
 
 /// On or off.

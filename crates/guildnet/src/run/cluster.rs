@@ -1,11 +1,12 @@
 //! `guildnet cluster`: its flags become requests, its answers are printed.
 
-use guildnet_host::{AddRequest, ClusterInfo, RemoveRequest, Removed};
+use guildnet_host::{AddRequest, ClusterInfo, ProxiesAccess, ProxiesRequest, RemoveRequest, Removed};
 use guildnet_model::{Class, SiteNumber};
+use serde::Serialize;
 
 use super::Context;
 use crate::{
-    cli::{Cluster, ClusterAdd, Switch},
+    cli::{Cluster, ClusterAdd, ClusterSet, Format, Switch},
     failure::Failure,
     print::{self, Table},
     settings::{self, Flags},
@@ -29,7 +30,8 @@ pub(super) async fn run(command: Cluster, context: &Context) -> Result<(), Failu
         }
         Cluster::Connect { id } => connect(&id, true, context).await,
         Cluster::Disconnect { id } => connect(&id, false, context).await,
-        Cluster::Set { id, read_only } => set(&id, read_only == Switch::On, context).await,
+        Cluster::Set(args) => set(args, context).await,
+        Cluster::Proxies { id, renew, output } => proxies(&id, renew, output.output, context).await,
         Cluster::Remove { id, keep_router, forget, headscale } => {
             let id = settings::cluster(&id)?;
             let settings = context.settings(Flags { headscale, ..Flags::default() })?;
@@ -64,14 +66,62 @@ async fn connect(id: &str, connect: bool, context: &Context) -> Result<(), Failu
     Ok(())
 }
 
-async fn set(id: &str, read_only: bool, context: &Context) -> Result<(), Failure> {
+async fn set(args: ClusterSet, context: &Context) -> Result<(), Failure> {
+    let id = settings::cluster(&args.id)?;
+    let settings = context.settings(Flags::default())?;
+    let is_on = |switch| switch == Switch::On;
+    if let Some(read_only) = args.read_only.map(is_on) {
+        let done = guildnet_host::cluster_set(&settings, &id, read_only, &context.talk).await?;
+        let word = if read_only { "read-only" } else { "writable" };
+        let before = if done.changed { "" } else { " already" };
+        context.talk.say(&format!("cluster {id} is {word}{before}"));
+    }
+    let request =
+        ProxiesRequest { on: args.proxies.map(is_on), socks_port: args.socks_port, http_port: args.http_port };
+    if request != ProxiesRequest::default() {
+        let done = guildnet_host::cluster_set_proxies(&settings, &id, request, &context.talk).await?;
+        let later = if done.served { "" } else { " once the Host App runs: guildnet up" };
+        context.talk.say(&match done.enabled {
+            true => format!(
+                "cluster {id} has proxies: SOCKS5 at {}, CONNECT at {}{later}\ntheir user and password: guildnet cluster proxies {id}",
+                done.socks, done.http
+            ),
+            false => format!("cluster {id} has no proxies (they are off)"),
+        });
+    }
+    Ok(())
+}
+
+/// A cluster's proxies, credential included: as data.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProxiesShown<'a> {
+    enabled: bool,
+    socks: String,
+    http: String,
+    user: &'a str,
+    password: &'a str,
+}
+
+/// One of the commands that print a credential, because it is asked for nothing else: for browsers and tools on this device.
+async fn proxies(id: &str, renew: bool, format: Format, context: &Context) -> Result<(), Failure> {
     let id = settings::cluster(id)?;
     let settings = context.settings(Flags::default())?;
-    let done = guildnet_host::cluster_set(&settings, &id, read_only, &context.talk).await?;
-    let word = if read_only { "read-only" } else { "writable" };
-    let before = if done.changed { "" } else { " already" };
-    context.talk.say(&format!("cluster {id} is {word}{before}"));
-    Ok(())
+    let ProxiesAccess { enabled, socks, http, user, password } =
+        guildnet_host::cluster_proxies(&settings, &id, renew).await?;
+    if !enabled {
+        context.talk.say(&format!("they are off; to switch them on: guildnet cluster set {id} --proxies on"));
+    }
+    let password = password.expose().as_str();
+    let shown = ProxiesShown { enabled, socks: socks.to_string(), http: http.to_string(), user: &user, password };
+    print::data(format, &shown, || {
+        let mut table = Table::new(&["PROXY", "ADDRESS", "USER", "PASSWORD"], &["URL"]);
+        for (kind, scheme, address) in [("SOCKS5", "socks5h", &shown.socks), ("CONNECT", "http", &shown.http)] {
+            let url = format!("{scheme}://{user}:{password}@{address}");
+            table.row([kind.into(), address.clone(), user.clone(), password.to_owned(), url]);
+        }
+        table
+    })
 }
 
 async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
@@ -114,7 +164,17 @@ async fn add(args: ClusterAdd, context: &Context) -> Result<(), Failure> {
 fn table(clusters: &[ClusterInfo]) -> Table {
     let mut rows = Table::new(
         &["ID", "CONTEXT", "SERVER", "NETWORKS", "LOGIN SERVER"],
-        &["NAMESPACE", "SITE", "API ADDRESS", "CLIENT KEY", "READ-ONLY", "STATE FOLDER"],
+        &[
+            "NAMESPACE",
+            "SITE",
+            "API ADDRESS",
+            "CLIENT KEY",
+            "READ-ONLY",
+            "LOOPBACK",
+            "SOCKS5 PROXY",
+            "CONNECT PROXY",
+            "STATE FOLDER",
+        ],
     );
     for c in clusters {
         rows.row([
@@ -128,6 +188,9 @@ fn table(clusters: &[ClusterInfo]) -> Table {
             c.api_address.clone().unwrap_or_default(),
             if c.has_client_key { "kept" } else { "" }.into(),
             if c.read_only { "on" } else { "off" }.into(),
+            c.loopback.map(|ip| ip.to_string()).unwrap_or_default(),
+            c.socks_proxy.map(|address| address.to_string()).unwrap_or_default(),
+            c.http_proxy.map(|address| address.to_string()).unwrap_or_default(),
             c.ts_state_path.display().to_string(),
         ]);
     }

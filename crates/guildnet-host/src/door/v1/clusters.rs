@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
-use guildnet_model::{Class, ClusterId, Networks, Secret, Target};
+use guildnet_model::{Class, ClusterId, Networks, Secret};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -19,6 +19,7 @@ use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{problem::Problem, routes::Behind, serve::Slot},
     jobs::{Job, Work},
+    names::Destination,
     set::ClusterChange,
     status::ConnectorShown,
 };
@@ -203,12 +204,12 @@ async fn connector(State(behind): State<Behind>, Path(id): Path<String>) -> Resu
     })
 }
 
-/// Open a stream to an address in the cluster
+/// Open a stream to an address or a name in the cluster
 ///
 /// An HTTP/1.1 request with `Upgrade: guildnet-dial/1`; after the switch the connection is the stream, both ways.
 #[utoipa::path(
     get, path = "/api/v1/clusters/{id}/dial", tag = "clusters",
-    params(("id" = String, Path, description = "The cluster's id"), ("to" = String, Query, description = "IP:PORT in its networks")),
+    params(("id" = String, Path, description = "The cluster's id"), ("to" = String, Query, description = "IP:PORT in its networks, or NAME:PORT, resolved there: SERVICE.NAMESPACE")),
     responses((status = SWITCHING_PROTOCOLS, description = "The connection is the stream now")),
 )]
 async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request: Request) -> Result<Response, Problem> {
@@ -223,8 +224,7 @@ async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request:
         refused.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(DIAL_PROTOCOL));
         return Ok(refused);
     };
-    let Some(dialer) = behind.api.dialer(&id) else { return Err(unknown(&behind, &id).await) };
-    let far = dialer.dial(to).await?;
+    let far = behind.api.open(&id, &to).await.map_err(|why| Problem::of_open(&id, why))?;
     let cut = behind.cut.clone();
     behind.tasks.spawn(async move {
         // The connection counts against the door's limit for as long as the stream lives.
@@ -244,10 +244,10 @@ async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request:
     Ok((StatusCode::SWITCHING_PROTOCOLS, switch).into_response())
 }
 
-fn target(query: &str) -> Result<Target, Problem> {
+fn target(query: &str) -> Result<Destination, Problem> {
     let named = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "to");
     let Some((_, to)) = named else {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "usage", "the address is missing: ?to=IP:PORT"));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "usage", "where to is missing: ?to=HOST:PORT"));
     };
-    to.parse::<Target>().map_err(|why| HostError::explained(&why).into())
+    to.parse::<Destination>().map_err(|why| HostError::explained(&why).into())
 }
