@@ -11,6 +11,8 @@ mod clients;
 mod disturbances;
 #[path = "it/fleet.rs"]
 mod fleet;
+#[path = "it/forward.rs"]
+mod forward;
 #[path = "it/host_app.rs"]
 mod host_app;
 #[path = "it/keys.rs"]

@@ -15,6 +15,6 @@ mod person;
 #[path = "clients/read_only.rs"]
 mod read_only;
 #[path = "clients/running.rs"]
-mod running;
+pub(crate) mod running;
 #[path = "clients/streams.rs"]
 mod streams;

@@ -20,6 +20,8 @@ pub(crate) const ROUTES: &str = "10.96.0.0/16,10.244.0.0/16";
 pub(crate) const ECHO: &str = "10.96.0.80:80";
 /// The API server's address, the same in every cluster.
 pub(crate) const API: &str = "10.96.0.1:443";
+/// The longest that one step of a client may take. Most take a part of a second.
+pub(crate) const STEP: Duration = Duration::from_secs(60);
 /// Both clusters.
 pub(crate) const CLUSTERS: [&str; 2] = ["a", "b"];
 
@@ -61,7 +63,7 @@ impl Ran {
 impl Fleet {
     /// The shared fleet: one home, set up by `guildnet up` if it is not yet.
     pub(crate) fn up() -> Self {
-        let fleet = Self::bare("shared", 18090);
+        let fleet = Self::shared();
         if fleet.run(&["status", "-o", "json"]).code != 0 || !fleet.verify().1["success"].as_bool().unwrap_or(false) {
             fleet.set_up(&["--no-verify"]).ok();
         }
@@ -70,11 +72,19 @@ impl Fleet {
 
     /// The shared fleet for tests that look at every answer themselves: set up only if a cluster does not answer.
     pub(crate) fn answering() -> Self {
-        let fleet = Self::bare("shared", 18090);
+        let fleet = Self::shared();
         let running = fleet.run(&["status"]).code == 0;
         if !running || CLUSTERS.iter().any(|cluster| fleet.echo(cluster).code != 0) {
             fleet.set_up(&["--no-verify"]).ok();
         }
+        fleet
+    }
+
+    /// The home of the shared fleet. Labs that are up side by side have a port each.
+    fn shared() -> Self {
+        let mut fleet = Self::bare("shared", 18090);
+        let number = fleet.lab.plan().host_address().octets()[2];
+        fleet.listen.set_port(18090 + 100 * u16::from(number));
         fleet
     }
 
@@ -98,14 +108,20 @@ impl Fleet {
 
     /// The same with environment variables and standard input; stopped after five minutes.
     pub(crate) fn run_with(&self, args: &[&str], env: &[(&str, &str)], input: &[u8]) -> Ran {
+        let mut command = self.command(args);
+        command.envs(env.iter().copied());
+        finish(command, input, Duration::from_secs(300))
+    }
+
+    /// The command with this home, still to be started.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(args)
             .current_dir(&self.home)
             .env("GUILDNET_HOME", &self.home)
-            .env("GUILDNET_LISTEN", self.listen.to_string())
-            .envs(env.iter().copied());
-        finish(command, input, Duration::from_secs(300))
+            .env("GUILDNET_LISTEN", self.listen.to_string());
+        command
     }
 
     /// `guildnet up` with both clusters, the lab's Headscale, and more flags.

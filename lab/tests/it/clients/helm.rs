@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::person::{Person, STEP};
-use crate::fleet::{Ran, finish};
+use super::person::Person;
+use crate::fleet::{Ran, STEP, finish};
 
 const CHART: &str = "apiVersion: v2\nname: demo\nversion: 0.1.0\n";
 const VALUES: &str = "colour: red\nimage: \"\"\n";

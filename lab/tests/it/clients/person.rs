@@ -6,16 +6,12 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use crate::{
-    fleet::{CLUSTERS, Fleet, Ran, answers, binary, finish},
+    fleet::{CLUSTERS, Fleet, Ran, STEP, answers, binary, finish},
     host_app::give_to_person,
 };
-
-/// The longest that one step of a client may take. Most take a part of a second.
-pub(super) const STEP: Duration = Duration::from_secs(60);
 
 /// A person at work. What they made is removed with this value.
 pub(super) struct Person {

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::person::STEP;
+use crate::fleet::STEP;
 
 /// Lines that may wait for the test to look at them; then the program waits.
 const BACKLOG: usize = 4096;
 
 /// A started program. It ends with this value.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Option<Receiver<String>>,
@@ -24,7 +24,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts it. Its output and its errors are one stream of lines.
-    pub(super) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -39,7 +39,7 @@ impl Running {
 
     /// The next line for which `wanted` gives something; what it gave. The test fails if there is none within a step's time.
     #[track_caller]
-    pub(super) fn find<T>(&mut self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+    pub(crate) fn find<T>(&mut self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
         let until = Instant::now() + STEP;
         loop {
             match self.next(until.saturating_duration_since(Instant::now())) {
@@ -57,34 +57,39 @@ impl Running {
 
     /// The next line that ends with `end`: a prompt or a log's prefix may stand before.
     #[track_caller]
-    pub(super) fn until_line(&mut self, end: &str) {
+    pub(crate) fn until_line(&mut self, end: &str) {
         self.find(end, |line| line.ends_with(end).then_some(()));
     }
 
     /// Whether a line that was looked at holds `text`.
-    pub(super) fn has_said(&self, text: &str) -> bool {
+    pub(crate) fn has_said(&self, text: &str) -> bool {
         self.seen.iter().any(|line| line.contains(text))
     }
 
     /// Everything that was looked at.
-    pub(super) fn said(&self) -> &[String] {
+    pub(crate) fn said(&self) -> &[String] {
         &self.seen
     }
 
     /// Types text into it.
-    pub(super) fn type_in(&mut self, text: &str) {
+    pub(crate) fn type_in(&mut self, text: &str) {
         let stdin = self.stdin.as_mut().expect("still open");
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("it reads");
     }
 
     /// Asks it to end (SIGTERM).
-    pub(super) fn terminate(&self) {
-        let _gone = Command::new("kill").arg(self.child.id().to_string()).status();
+    pub(crate) fn terminate(&self) {
+        self.kill("-TERM");
+    }
+
+    /// Sends it a signal: `-KILL`.
+    pub(crate) fn kill(&self, signal: &str) {
+        let _gone = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status();
     }
 
     /// Reads to its end; its exit code.
     #[track_caller]
-    pub(super) fn end(&mut self) -> i32 {
+    pub(crate) fn end(&mut self) -> i32 {
         self.stdin = None;
         let until = Instant::now() + STEP;
         loop {

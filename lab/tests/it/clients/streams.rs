@@ -11,11 +11,8 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    person::{Person, STEP},
-    running::Running,
-};
-use crate::fleet::{Ran, finish};
+use super::{person::Person, running::Running};
+use crate::fleet::{Ran, STEP, finish};
 
 /// A pod to enter.
 const IDLE: &str = "while true; do sleep 1; done";
