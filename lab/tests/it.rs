@@ -5,6 +5,8 @@
 
 #[path = "it/bad_input.rs"]
 mod bad_input;
+#[path = "it/browser.rs"]
+mod browser;
 #[path = "it/clients.rs"]
 mod clients;
 #[path = "it/disturbances.rs"]

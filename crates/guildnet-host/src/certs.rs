@@ -58,11 +58,12 @@ pub fn regen_certs(home: &Path, new_ca: bool) -> Result<Certificates, HostError>
 
 /// Reads the door's identity, and makes or renews what is missing, damaged or near its end.
 pub(crate) fn ensure(home: &Path) -> Result<Identity, HostError> {
-    ensure_on(home, today())
+    ensure_on(home, today()).map(|(identity, _)| identity)
 }
 
-fn ensure_on(home: &Path, today: Date) -> Result<Identity, HostError> {
-    place(home)?.ensure(today).map(|(identity, _)| identity)
+/// The same on a day; also says whether something was made.
+pub(crate) fn ensure_on(home: &Path, today: Date) -> Result<(Identity, bool), HostError> {
+    place(home)?.ensure(today)
 }
 
 /// The file that changes when the door has a new identity.
@@ -190,12 +191,12 @@ mod tests {
         let home = home();
         let day = |n: i64| today() + n.days();
         let first = ensure(home.path()).expect("made");
-        let kept = ensure_on(home.path(), day(LEAF_DAYS - RENEW_DAYS)).expect("kept");
+        let (kept, _) = ensure_on(home.path(), day(LEAF_DAYS - RENEW_DAYS)).expect("kept");
         assert_eq!(kept.chain, first.chain);
-        let renewed = ensure_on(home.path(), day(LEAF_DAYS - RENEW_DAYS + 1)).expect("renewed");
+        let (renewed, _) = ensure_on(home.path(), day(LEAF_DAYS - RENEW_DAYS + 1)).expect("renewed");
         assert_ne!(renewed.chain[0], first.chain[0]);
         assert_eq!(renewed.chain[1], first.chain[1], "the authority stays");
-        let much_later = ensure_on(home.path(), day(AUTHORITY_DAYS)).expect("renewed");
+        let (much_later, _) = ensure_on(home.path(), day(AUTHORITY_DAYS)).expect("renewed");
         assert_ne!(much_later.chain[1], first.chain[1], "a new authority");
     }
 

@@ -20,8 +20,8 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    ClusterStatus, Destination, HostError, StatusReport, certs, daemon,
-    door::{self, Changed, DIAL_PROTOCOL, Verify, problem::Problem},
+    ClusterStatus, Destination, HostError, SessionInfo, StatusReport, certs, daemon,
+    door::{self, Changed, DIAL_PROTOCOL, LoginCode, Revoked, Verify, problem::Problem},
     jobs::Job,
     names::Place,
     set::ClusterChange,
@@ -161,6 +161,46 @@ impl HostClient {
     pub async fn reload(&self) -> Result<(), HostError> {
         let (status, body) = self.exchange(Method::POST, "/api/v1/reload", Bytes::new(), RELOAD_TIME).await?;
         if status.is_success() { Ok(()) } else { Err(self.refused(status, &body)) }
+    }
+
+    /// Makes a one-time code with which a browser signs in within a minute.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn login_code(&self) -> Result<Secret<String>, HostError> {
+        let answer = self.exchange(Method::POST, "/api/v1/login-codes", Bytes::new(), ASK_TIME).await?;
+        self.read::<LoginCode>(answer).map(|made| Secret::new(made.code))
+    }
+
+    /// The sessions of browsers, the newest first.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, HostError> {
+        self.get("/api/v1/sessions").await
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`] if there is none of that id; it does not answer, or refuses.
+    pub async fn revoke_session(&self, id: &str) -> Result<(), HostError> {
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(HostError::new(Class::Usage, format!("{id:?} is no id of a session"))
+                .with_hint("list them: guildnet sessions"));
+        }
+        let path = format!("/api/v1/sessions/{id}");
+        let (status, body) = self.exchange(Method::DELETE, &path, Bytes::new(), ASK_TIME).await?;
+        if status.is_success() { Ok(()) } else { Err(self.refused(status, &body)) }
+    }
+
+    /// Ends all sessions, and says how many there were.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn revoke_sessions(&self) -> Result<usize, HostError> {
+        let answer = self.exchange(Method::DELETE, "/api/v1/sessions", Bytes::new(), ASK_TIME).await?;
+        self.read::<Revoked>(answer).map(|done| done.revoked)
     }
 
     /// Dials in the cluster, through the Host App's connector.

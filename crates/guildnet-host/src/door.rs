@@ -1,19 +1,25 @@
 //! The door: HTTPS on 127.0.0.1:8090, the only way into a running Host App.
 //!
-//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`: by which token), `door/routes.rs` what there is behind it (`door/v1.rs`: the API), `door/serve.rs` moves the bytes,
+//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`, `door/session.rs`: by which credential),
+//!   `door/routes.rs` what there is behind it (`door/v1.rs`: the API), `door/serve.rs` moves the bytes, `door/crowd.rs` says which
+//!   connection gives way, `door/certificate.rs` renews what TLS shows,
 //!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
-//! - Behind `/k8s/` is `proxy.rs`, with rules of its own.
-//! - Loopback only: the certificate names nothing else. No cookies, no CORS, no page yet.
+//! - Behind `/k8s/` is `proxy.rs`, with rules of its own. `door/shell.rs` is the page: signing in, and little more yet.
+//! - Loopback only: the certificate names nothing else. No CORS.
 //!
 //! Bound by [`Door::bind`], so that a port that is taken is known before anything runs; serving begins with
 //! [`Door::spawn`].
 
 mod api;
+mod certificate;
+mod crowd;
 mod gate;
 pub(crate) mod kube_token;
 pub(crate) mod problem;
 mod routes;
 mod serve;
+pub(crate) mod session;
+mod shell;
 #[cfg(test)]
 pub(crate) mod tests;
 mod token;
@@ -27,21 +33,29 @@ use std::{
 };
 
 use guildnet_model::Class;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use api::HostApi;
 pub(crate) use token::token;
 
 pub(crate) use token::{equal, existing as existing_token};
-pub(crate) use v1::{AskedForwards, Changed, DIAL_PROTOCOL, Verify};
+pub(crate) use v1::{AskedForwards, Changed, DIAL_PROTOCOL, LoginCode, Revoked, Verify};
 
 use crate::{
     HostError,
     proxy::{ApiServers, Limits},
 };
+use certificate::Certificate;
 use gate::Gate;
-use serve::{Certificate, Server};
+use serve::Server;
+
+/// Connections that wait to be accepted, as many as Linux allows unless told otherwise (`net.core.somaxconn`): while many
+/// come at once, who finds no place here comes again only after a second.
+const BACKLOG: u32 = 4096;
 
 /// The Host App's HTTPS listener: bound, with certificates and token made; nothing is served before [`Door::spawn`].
 pub(crate) struct Door {
@@ -97,7 +111,7 @@ impl Door {
         let (listener, address) = match listen {
             Listen::At(listen) => {
                 check_listen(listen)?;
-                let listener = TcpListener::bind(listen).await.map_err(|why| not_bound(listen, &why))?;
+                let listener = bound(listen).map_err(|why| not_bound(listen, &why))?;
                 let address = listener.local_addr().map_err(|why| not_bound(listen, &why))?;
                 (listener, address)
             }
@@ -122,6 +136,14 @@ impl Door {
     pub(crate) fn spawn(self, stop: CancellationToken) -> JoinHandle<()> {
         tokio::spawn(self.server.serve(self.listener, stop))
     }
+}
+
+/// A listener as [`TcpListener::bind`] makes it, with a longer queue.
+fn bound(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    socket.listen(BACKLOG)
 }
 
 /// Whether the Host App can be at this address: the certificate names no other.

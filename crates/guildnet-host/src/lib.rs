@@ -3,8 +3,9 @@
 //! Where to start reading: `host.rs` wires everything; `cluster.rs` is one cluster's actor, `fleet.rs` holds them all in
 //! step with the store. [`up()`] is the main job from kubeconfigs to a verified fleet; [`verify`] names the link that is
 //! broken. `door.rs` is the HTTPS listener, `daemon.rs` the process, `client.rs` how commands talk to a running Host App.
-//! `names.rs` resolves names inside clusters, `forward.rs` is the way in for everything else. `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `managed.rs` runs a
-//! Headscale of this machine's own, for those who have none; `systemd.rs` is how a machine keeps either running. What a command can call stands in `operations.rs`.
+//! `proxy.rs` is what kubectl talks to, `kubeconfigs.rs` writes the fleet into the kubeconfigs of people. `names.rs` resolves names inside clusters, `forward.rs`
+//! is the way in for everything else. `managed.rs` runs a Headscale of this machine's own, for those who have none; `systemd.rs` is how a machine keeps either
+//! running. `ui.rs` signs a browser in, `trust.rs` makes it trust the door. What a command can call stands in `operations.rs`.
 //!
 //! Invariants: a dead or slow cluster never delays another; nothing touches the host's routes, DNS or interfaces; nothing
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
@@ -47,13 +48,15 @@ mod set;
 mod settings;
 mod status;
 mod systemd;
+mod trust;
+mod ui;
 mod up;
 pub mod verify;
 
 pub use add::{AddRequest, ClusterInfo};
 pub use certs::regen_certs;
 pub use contexts::contexts;
-pub use door::Listen;
+pub use door::{Listen, session::SessionInfo};
 pub use error::HostError;
 pub use forward::{
     ForwardRequest, ForwardSession, ForwardSpec, ForwardSpecError, ForwardStatus, ForwardStop, Local, ProxiesAccess,
@@ -80,4 +83,5 @@ pub use set::Switched;
 pub use settings::{DEFAULT_LISTEN, HeadscaleShown, KeysAtHand, Settings, SettingsShown};
 pub use status::{ClusterStatus, DialSession, StatusReport, token};
 pub use systemd::{Handed, UnitOf, host_socket, host_unit};
+pub use trust::{TrustStore, Trusted, trusted};
 pub use up::{ClusterUp, KubeconfigRef, UpReport, UpRequest};

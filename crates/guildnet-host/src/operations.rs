@@ -62,6 +62,63 @@ pub fn logs<'a>(
     Box::pin(logs::logs(settings, request, out, reader, progress))
 }
 
+/// A link that signs a browser in at the running Host App, once and within a minute. It is a secret for that long.
+///
+/// # Errors
+/// The Host App does not run, does not answer, or refuses.
+pub fn ui_link(settings: &Settings) -> Operation<'_, Secret<String>> {
+    Box::pin(ui::ui_link(settings))
+}
+
+/// Opens the person's own browser with such a link, by way of a private file, `ui.html` in the home folder.
+///
+/// # Errors
+/// Those of [`ui_link`]; nothing here opens a browser.
+/// # Cancellation
+/// Dropping the future leaves a browser that was opened alone.
+pub fn ui_open(settings: &Settings) -> Operation<'_, ()> {
+    Box::pin(ui::ui_open(settings))
+}
+
+/// The browsers that are signed in.
+///
+/// # Errors
+/// The Host App does not run, does not answer, or refuses.
+pub fn sessions(settings: &Settings) -> Operation<'_, Vec<SessionInfo>> {
+    Box::pin(ui::sessions(settings))
+}
+
+/// Signs out the browser of that session, all if none is named; says how many.
+///
+/// # Errors
+/// Those of [`sessions`]; there is no session of that id.
+pub fn session_revoke<'a>(settings: &'a Settings, id: Option<&'a str>) -> Operation<'a, usize> {
+    Box::pin(ui::session_revoke(settings, id))
+}
+
+/// Makes the browsers of the person whose folder is `person_dir` trust this home folder's authority, and no longer one that it had
+/// before. May be repeated at any time.
+///
+/// # Errors
+/// What changes their stores is not installed, or can't change one. Stores that were changed before stay so.
+/// # Cancellation
+/// What was put where is written down before; the same call goes on from there, and [`trust_remove`] takes it away.
+pub fn trust_install<'a>(
+    settings: &'a Settings,
+    person_dir: &'a Path,
+    progress: &'a dyn Progress,
+) -> Operation<'a, Trusted> {
+    Box::pin(trust::trust_install(settings, person_dir, progress))
+}
+
+/// Takes away what [`trust_install`] has put into stores, and nothing else.
+///
+/// # Errors
+/// As there.
+pub fn trust_remove<'a>(settings: &'a Settings, person_dir: &'a Path) -> Operation<'a, Trusted> {
+    Box::pin(trust::trust_remove(settings, person_dir))
+}
+
 /// What the Host App says of itself and its clusters; what the store knows if it does not run. Makes nothing.
 ///
 /// # Errors

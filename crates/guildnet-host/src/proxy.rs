@@ -1,6 +1,7 @@
-//! The Kubernetes proxy: `/k8s/<cluster>/...` is that cluster's API server, for kubectl and everything like it.
+//! The Kubernetes proxy: `/k8s/<cluster>/...` is that cluster's API server, for kubectl and everything like it;
+//! `/api/v1/clusters/<cluster>/kube/...` is the same for the door's page, without what Services and Pods serve themselves.
 //!
-//! The door has let a request pass (its token is right); here it is read, cleaned and passed on with the cluster's own
+//! The door has let a request pass (its credential is right); here it is read, cleaned and passed on with the cluster's own
 //! credential, and the answer is cleaned and passed back. Nothing is gathered: watches and logs flow as they come. What
 //! decides is pure: `proxy/path.rs` (which cluster, what of it), `head.rs` (what goes on), `read_only.rs`, `answer.rs` (what
 //! comes back), `refusal.rs` (how it says no). `limits.rs` keeps one cluster from taking the door, `body.rs` and
@@ -40,7 +41,7 @@ pub(crate) use tunnel::Life;
 
 use body::{BODY_PAUSE, Coming, Going};
 use limits::Place;
-use path::{Asked, PREFIX};
+use path::{Asked, For, PREFIX};
 
 /// Where the proxy finds the clusters' API servers, and what it may do there.
 pub(crate) trait ApiServers: Send + Sync {
@@ -115,6 +116,11 @@ async fn pass_on(
 ) -> Result<Response, Refusal> {
     let (mut head, body) = request.into_parts();
     let passed = head::pass(&head, id)?;
+    // The gate has seen to it that an origin, where there is one, is the door's own.
+    if asked.by == For::Page && passed.upgrade.is_some() && !head.headers.contains_key(header::ORIGIN) {
+        let said = "an upgrade is for the door's own page, which says its origin";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, said).with_hint("use a tool with a token below /k8s/"));
+    }
     let read_only = servers.read_only(&asked.cluster).map_err(|error| {
         limits.forget(&asked.cluster);
         Refusal::of_host(&error)
@@ -206,7 +212,13 @@ fn cleaned(
     headers: &HeaderMap,
 ) -> Result<HeaderMap, Refusal> {
     let mut headers = headers.clone();
-    let from = answer::From { cluster: &asked.cluster, server: server.url(), path: asked.path, what: &asked.what };
+    let from = answer::From {
+        cluster: &asked.cluster,
+        mount: asked.mount,
+        server: server.url(),
+        path: asked.path,
+        what: &asked.what,
+    };
     answer::clean(&from, status, &mut headers)?;
     Ok(headers)
 }

@@ -7,6 +7,7 @@ mod headscale;
 mod keys;
 mod kubeconfig;
 mod managed;
+mod page;
 mod policy;
 mod router;
 
@@ -21,6 +22,7 @@ pub(crate) use self::{
     keys::Keys,
     kubeconfig::{Kubeconfig, KubeconfigWrite},
     managed::{EnvSyncLan, ManagedArgs, ManagedBackup, ManagedUp, Systemd},
+    page::{Sessions, SessionsCommand, Trust, Ui},
     policy::{ConsentArgs, Policy, PolicyArgs, PolicyCheck, PolicyRollback, PolicyShow},
     router::{ReachArgs, Router, RouterArgs, Via},
 };
@@ -79,6 +81,13 @@ pub(crate) enum Command {
     Dial(Dial),
     /// Make ports of this device lead into a cluster, list them, stop them
     Forward(Forward),
+    /// Open the Host App's page in your browser, signed in
+    Ui(Ui),
+    /// The browsers that are signed in
+    Sessions(Sessions),
+    /// Whether your browsers trust the Host App's own authority
+    #[command(subcommand)]
+    Trust(Trust),
     /// Print the Host App's access token, the credential of its API
     Token,
     /// The certificate of the Host App's own address

@@ -12,6 +12,8 @@ use std::{
 
 use guildnet_model::{Class, Explain, Secret};
 
+use crate::failure::Failure;
+
 /// What the names of variables begin with whose values are secrets; the keys of single clusters end with their ids.
 const SECRETS: [&str; 3] = ["HEADSCALE_API_KEY", "TS_AUTHKEY", "TS_CLIENT_AUTHKEY"];
 
@@ -104,6 +106,13 @@ impl Environment {
             (Ok(rest), Some(dir)) => dir.join(rest),
             _ => text.as_ref().to_owned(),
         }
+    }
+
+    /// The person's own folder.
+    pub(crate) fn person_dir(&self) -> Result<PathBuf, Failure> {
+        self.person_dir.clone().filter(|dir| dir.is_absolute()).ok_or_else(|| {
+            Failure::new(Class::Precondition, "this user has no folder of their own", "set HOME to an absolute path")
+        })
     }
 
     /// As kubectl: the first file of `KUBECONFIG`, else `~/.kube/config`.

@@ -6,6 +6,7 @@ mod headscale;
 mod keys;
 pub(crate) mod kubeconfig;
 mod managed;
+mod page;
 mod policy;
 mod router;
 mod service;
@@ -59,6 +60,9 @@ pub(crate) async fn run(command: Command, handed: Handed, context: &Context) -> 
         Command::Router(command) => router::run(command, context).await,
         Command::Dial(args) => dial(&args, context).await,
         Command::Forward(args) => forward::run(args, context).await,
+        Command::Ui(args) => page::ui(&args, context).await,
+        Command::Sessions(args) => page::sessions(args, context).await,
+        Command::Trust(command) => page::trust(command, context).await,
         Command::Token => token(context),
         Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context).await,
         Command::Completion { shell } => completion(shell),
@@ -142,13 +146,17 @@ fn up_ended(report: &UpReport, settings: &Settings, context: &Context) -> Result
         _ => "guildnet kubeconfig write   (a context for each cluster in your kubeconfig, for kubectl)".into(),
     };
     context.talk.say(&format!(
-        "\nThe Host App serves at {url}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet forward {example} 3000:SERVICE.NAMESPACE:PORT\n  guildnet logs\n  guildnet down",
+        "\nThe Host App serves at {url}.\nNext:\n  guildnet status\n  guildnet verify\n  {kubectl}\n  guildnet forward {example} 3000:SERVICE.NAMESPACE:PORT\n  guildnet ui\n  guildnet logs\n  guildnet down",
     ));
     Ok(())
 }
 
 async fn down(args: &cli::Down, context: &Context) -> Result<(), Failure> {
     let settings = context.settings(Flags::default())?;
+    if args.purge && guildnet_host::trusted(&settings.home) {
+        // What says which entries are ours goes with the folder.
+        page::untrust(&settings, context).await?;
+    }
     if !guildnet_host::down(&settings, args.purge, &context.talk).await? {
         context.talk.say("the Host App was not running");
     }
@@ -272,6 +280,9 @@ async fn certs(new_ca: bool, context: &Context) -> Result<(), Failure> {
     let authority = if made.new_authority { "new authority" } else { "authority kept" };
     let text = format!("certificate renewed, good until {} ({authority}: {})", made.ends, made.authority.display());
     context.talk.step(None, &text);
+    if made.new_authority && guildnet_host::trusted(&context.home) {
+        context.talk.say("Your browsers trust the old authority; make them trust the new one: guildnet trust install");
+    }
     guildnet_host::kubeconfigs_follow(&settings, &context.talk).await;
     Ok(())
 }

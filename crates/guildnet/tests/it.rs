@@ -15,3 +15,5 @@ mod managed;
 mod sandbox;
 #[path = "it/service.rs"]
 mod service;
+#[path = "it/trust.rs"]
+mod trust;

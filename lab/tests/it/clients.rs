@@ -11,7 +11,7 @@ mod kubectl;
 #[path = "clients/libraries.rs"]
 mod libraries;
 #[path = "clients/person.rs"]
-mod person;
+pub(crate) mod person;
 #[path = "clients/read_only.rs"]
 mod read_only;
 #[path = "clients/running.rs"]

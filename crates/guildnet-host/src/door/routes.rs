@@ -1,22 +1,35 @@
 //! What there is behind the door.
 //!
-//! `/healthz`, `/readyz`, `/api/openapi.json` and what it describes below `/api/v1` (`v1.rs`). Below `/k8s/{id}` are the
+//! The page (`shell.rs`), `/healthz`, `/readyz`, `/api/openapi.json` and what it describes below `/api/v1` (`v1.rs`). Below `/k8s/{id}` are the
 //! clusters' API servers (`proxy.rs`), and what is refused there is a Kubernetes `Status`.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{any, get},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{HostApi, gate::Gate, problem::Problem, serve::Slot, v1};
+use super::{
+    HostApi,
+    crowd::Slot,
+    gate::{Gate, Pass},
+    problem::Problem,
+    session::Sessions,
+    shell, v1,
+};
 use crate::proxy::{self, ApiServers, Life, Limits, Refusal};
+
+/// The refusal of a connection that finds no place among the admitted.
+const BUSY: &str = "too_many_connections";
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -24,6 +37,8 @@ pub(super) struct Behind {
     pub(super) api: Arc<dyn HostApi>,
     pub(super) servers: Arc<dyn ApiServers>,
     pub(super) gate: Arc<Gate>,
+    /// Codes and sessions. Nothing is awaited while they are locked.
+    pub(super) sessions: Arc<Mutex<Sessions>>,
     pub(super) limits: Arc<Limits>,
     /// Everything that is spawned for a client.
     pub(super) tasks: TaskTracker,
@@ -33,10 +48,19 @@ pub(super) struct Behind {
     pub(super) cut: CancellationToken,
 }
 
+impl Behind {
+    /// Codes and sessions.
+    pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        // Each change is one call of a pure function that does not panic half-way.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// All routes, with the gate in front of every one, also of those that do not exist.
 pub(super) fn router(behind: Behind) -> Router {
     Router::new()
-        .route(super::gate::OPEN_PATH, get(async || "ok\n"))
+        .route(super::gate::HEALTH_PATH, get(async || "ok\n"))
+        .merge(shell::routes())
         .route("/readyz", get(ready))
         .merge(v1::router())
         .route("/k8s", any(kube))
@@ -51,20 +75,40 @@ pub(super) fn router(behind: Behind) -> Router {
 }
 
 async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Response {
-    let (head, body) = request.into_parts();
-    let mut response = match behind.gate.admit(&head) {
-        Ok(()) => next.run(Request::from_parts(head, body)).await,
+    let (mut head, body) = request.into_parts();
+    let session = |cookie: &str| behind.sessions().find(cookie, jiff::Timestamp::now());
+    let passed = behind.gate.admit(&head, SystemTime::now(), session).and_then(|pass| placed(pass, &head));
+    let busy = passed.as_ref().is_err_and(|problem| problem.code == BUSY);
+    let mut response = match passed {
+        Ok(pass) => {
+            head.extensions.insert(pass);
+            next.run(Request::from_parts(head, body)).await
+        }
         Err(problem) if proxy::is_below(head.uri.path()) => Refusal::from(problem).into_response(),
         Err(problem) => problem.into_response(),
     };
+    let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
     let headers = response.headers_mut();
     // The proxy has a word of its own about what may be kept.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if response.status() == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    if unauthorized {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if busy {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+/// Gives a connection that has shown a credential its place among the admitted.
+fn placed(pass: Pass, head: &Parts) -> Result<Pass, Problem> {
+    if pass == Pass::Open || head.extensions.get::<Slot>().is_none_or(Slot::admit) {
+        return Ok(pass);
+    }
+    let detail = "too many connections are open: watches, followed logs, dials";
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, BUSY, detail)
+        .with_hint("end some of them, or try again in a moment"))
 }
 
 async fn ready(State(behind): State<Behind>) -> Result<&'static str, Problem> {
@@ -75,7 +119,7 @@ async fn ready(State(behind): State<Behind>) -> Result<&'static str, Problem> {
 }
 
 /// Passes a request on to a cluster's API server.
-async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
+pub(super) async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
     let slot = request.extensions_mut().remove::<Slot>().map(|slot| Arc::new(slot) as Arc<dyn Send + Sync>);
     let life = Life { slot, tasks: behind.tasks.clone(), cut: behind.cut.clone() };
     proxy::serve(behind.servers.as_ref(), &behind.limits, request, life).await

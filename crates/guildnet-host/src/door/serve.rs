@@ -1,16 +1,9 @@
 //! Moves the bytes: accepts, speaks TLS and HTTP/1.1 or HTTP/2, bounds what a client can hold, and ends in order.
 //!
-//! Bounds, since any program on this machine may connect: connections, time for the handshake and for a request's head,
-//! size and number of headers, streams of a connection. Nothing is spawned that is not waited for.
+//! Bounds, since any program on this machine may connect: connections (`crowd.rs`), time for the handshake and for a
+//! request's head, size and number of headers, streams of a connection. Nothing is spawned that is not waited for.
 
-use std::{
-    convert::Infallible,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{
@@ -22,7 +15,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -31,17 +23,20 @@ use tower::ServiceExt as _;
 
 use super::{
     HostApi,
+    certificate::Certificate,
+    crowd::{Crowd, Places, Slot},
     gate::Gate,
     routes::{self, Behind},
 };
 use crate::{
-    HostError, certs,
+    pki,
     proxy::{ApiServers, Limits},
 };
 
-/// Connections at once, dials and tunnels included: more than one cluster may take ([`crate::proxy`]'s limits: 640), and few
-/// enough that their buffers (a tunnel holds about 100 KiB) stay below 128 MiB.
-const CONNECTIONS: usize = 1024;
+/// Connections at once. Admitted ones, dials and tunnels included: more than one cluster may take ([`crate::proxy`]'s
+/// limits: 640), and few enough that their buffers (a tunnel holds about 100 KiB) stay below 128 MiB. Newcomers: more than
+/// any program of a person's opens in the moment that a handshake takes; a silent one holds a few KiB.
+const PLACES: Places = Places { admitted: 1024, newcomers: 512 };
 /// How long the TLS handshake, and then the head of each request, may take. An idle connection is closed after it too.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a request's head: far above what kubectl and curl send.
@@ -64,57 +59,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system refuses (no file descriptors left): nothing tells when one is free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection's share of [`CONNECTIONS`]; travels with its requests, so that a dial keeps it.
-#[derive(Clone)]
-pub(super) struct Slot(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
-
-/// The door's certificate, read again when its file changes.
-pub(super) struct Certificate {
-    home: PathBuf,
-    file: PathBuf,
-    now: Mutex<(Option<Version>, Arc<rustls::ServerConfig>)>,
-}
-
-/// Tells one content of a file from the next: every write makes a new file.
-type Version = (u64, i64, i64);
-
-impl Certificate {
-    /// Reads or makes the certificate of this home folder.
-    pub(super) fn load(home: &Path) -> Result<Self, HostError> {
-        let config = Arc::new(certs::server_config(certs::ensure(home)?)?);
-        let file = certs::identity_file(home);
-        let now = Mutex::new((version(&file), config));
-        Ok(Self { home: home.to_owned(), file, now })
-    }
-
-    /// What to use for the next connection. If a changed file can't be used, the last good certificate stays.
-    fn current(&self) -> Arc<rustls::ServerConfig> {
-        // A panic elsewhere can't leave the pair half-changed.
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = version(&self.file);
-        if found.is_some() && found != now.0 {
-            now.0 = found;
-            match certs::ensure(&self.home).and_then(certs::server_config) {
-                Ok(config) => {
-                    *now = (version(&self.file), Arc::new(config));
-                    tracing::info!("the door has a new certificate");
-                }
-                Err(why) => tracing::warn!(%why, "the new certificate can't be used, the last one stays"),
-            }
-        }
-        Arc::clone(&now.1)
-    }
-}
-
-fn version(file: &Path) -> Option<Version> {
-    std::fs::metadata(file).ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec()))
-}
-
 /// All that serves.
 pub(super) struct Server {
-    /// See [`CONNECTIONS`]; less in a test.
-    pub(super) connections: usize,
-    certificate: Certificate,
+    /// See [`PLACES`]; less in a test.
+    pub(super) places: Places,
+    certificate: Arc<Certificate>,
     routes: Router,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -134,23 +83,29 @@ impl Server {
             api,
             servers,
             gate: Arc::new(gate),
+            sessions: Arc::default(),
             limits: Arc::new(limits),
             tasks: tasks.clone(),
             stopping: stopping.clone(),
             cut: cut.clone(),
         };
-        Self { connections: CONNECTIONS, certificate, routes: routes::router(behind), tasks, stopping, cut }
+        let certificate = Arc::new(certificate);
+        Self { places: PLACES, certificate, routes: routes::router(behind), tasks, stopping, cut }
     }
 
     /// Accepts until `stop`, then drains.
     pub(super) async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(self.connections));
-        while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
+        let crowd = Crowd::new(self.places);
+        self.tasks.spawn(Arc::clone(&self.certificate).keep(pki::today, stop.clone()));
+        while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &crowd)).await {
             let acceptor = TlsAcceptor::from(self.certificate.current());
             let (routes, stop) = (self.routes.clone(), stop.clone());
-            let (cut, joined) = (self.cut.clone(), Joined(self.tasks.clone()));
+            let (cut, give_way, joined) = (self.cut.clone(), slot.give_way(), Joined(self.tasks.clone()));
             self.tasks.spawn(async move {
-                cut.run_until_cancelled(connection(stream, slot, acceptor, routes, joined, stop)).await;
+                let serving = cut.run_until_cancelled(connection(stream, slot, acceptor, routes, joined, stop));
+                if give_way.run_until_cancelled(serving).await.is_none() {
+                    tracing::debug!("a connection that had shown nothing gave way");
+                }
             });
         }
         drop(listener);
@@ -177,12 +132,11 @@ where
     }
 }
 
-/// The next connection, once there is a slot for it.
-async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Slot) {
-    let permit = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+/// The next connection, once there is a place for it.
+async fn next(listener: &TcpListener, crowd: &Arc<Crowd>) -> (TcpStream, Slot) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, Slot(Arc::new(permit))),
+            Ok((stream, _)) => return (stream, crowd.enter().await),
             Err(why) => {
                 tracing::warn!(%why, "can't accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,5 +1,9 @@
 //! The door over real TLS on 127.0.0.1, with a fake Host App behind it.
 
+mod crowd;
+mod sessions;
+mod uninvited;
+
 use std::time::Duration;
 
 use guildnet_kube::ApiServer;
@@ -11,7 +15,6 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -259,7 +262,15 @@ impl Served {
 
     /// Sends a request as it stands, with our Host and token unless it has its own, and returns the whole answer.
     pub(crate) async fn raw(&self, line: &str, headers: &[&str], body: &str) -> String {
-        let text = format!("{}\r\n{body}", self.head(line, headers));
+        let bearer = format!("authorization: Bearer {}", self.token());
+        let given = headers.iter().any(|h| h.starts_with("authorization:"));
+        let headers = if given { headers.to_vec() } else { [&[bearer.as_str()], headers].concat() };
+        self.bare(line, &headers, body).await
+    }
+
+    /// The same without the token.
+    pub(crate) async fn bare(&self, line: &str, headers: &[&str], body: &str) -> String {
+        let text = format!("{}\r\n{body}", self.bare_head(line, headers));
         let mut stream = self.tls(&[]).await;
         stream.write_all(text.as_bytes()).await.expect("sent");
         let mut answer = Vec::new();
@@ -268,15 +279,17 @@ impl Served {
         String::from_utf8(answer).expect("text")
     }
 
-    /// The head of such a request.
+    /// The head of a request, with our token unless it has its own.
     pub(crate) fn head(&self, line: &str, headers: &[&str]) -> String {
+        let bearer = format!("authorization: Bearer {}", self.token());
+        let given = headers.iter().any(|h| h.starts_with("authorization:"));
+        self.bare_head(line, &if given { headers.to_vec() } else { [&[bearer.as_str()], headers].concat() })
+    }
+
+    fn bare_head(&self, line: &str, headers: &[&str]) -> String {
         let mut text = format!("{line} HTTP/1.1\r\nconnection: close\r\n");
-        let has = |name: &str| headers.iter().any(|h| h.starts_with(name));
-        if !has("host:") {
+        if !headers.iter().any(|h| h.starts_with("host:")) {
             text += &format!("host: {}\r\n", self.address);
-        }
-        if !has("authorization:") {
-            text += &format!("authorization: Bearer {}\r\n", self.token());
         }
         for header in headers {
             text += &format!("{header}\r\n");
@@ -483,16 +496,15 @@ async fn http2_is_spoken_too() {
 
 #[tokio::test]
 async fn a_dial_counts_as_a_connection_for_as_long_as_it_lives() {
-    let door = Served::with(|door| door.server.connections = 1).await;
+    let door = Served::with(|door| door.server.places.admitted = 1).await;
     let stream = door.client().dialer(&id("a")).dial(target("10.96.0.1:443")).await.expect("dialled");
-    {
-        tokio::time::pause();
-        let second = timeout(Duration::from_secs(1), door.tls(&[])).await;
-        assert!(second.is_err(), "no room");
-        tokio::time::resume();
-    }
+    let second = door.raw("GET /readyz", &[], "").await;
+    assert_eq!(said(&second), refused(503, "too_many_connections"));
+    assert!(second.contains("retry-after: 1\r\n"), "{second}");
     drop(stream);
-    assert!(door.client().ready().await.expect("room again"));
+    while !door.client().ready().await.expect("it answers") {
+        tokio::task::yield_now().await;
+    }
     door.stop().await;
 }
 

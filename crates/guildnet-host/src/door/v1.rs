@@ -10,7 +10,9 @@ mod events;
 mod forwards;
 mod headscale;
 mod jobs;
+mod kube;
 mod routers;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -32,12 +34,13 @@ use utoipa::{
     openapi::{
         Components, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, ResponseBuilder,
         path::Operation,
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
+    gate::COOKIE,
     problem::{Problem, Wire},
     routes::Behind,
 };
@@ -45,6 +48,7 @@ use crate::HostError;
 
 pub(crate) use clusters::{Changed, DIAL_PROTOCOL};
 pub(crate) use forwards::AskedForwards;
+pub(crate) use sessions::{LoginCode, Revoked};
 pub(crate) use verify::Verify;
 
 /// Where the document is.
@@ -53,14 +57,15 @@ pub(super) const DOCUMENT_PATH: &str = "/api/openapi.json";
 const BODY_LIMIT: usize = 1024 * 1024;
 /// How long a body may take: it comes from the same machine.
 const BODY_TIME: Duration = Duration::from_secs(10);
-/// The scheme of the credential, in the document.
+/// The schemes of the credentials, in the document.
 const TOKEN: &str = "token";
+const SESSION: &str = "session";
 
 /// The routes below `/api`, the document among them.
 pub(super) fn router() -> Router<Behind> {
     let (routes, document) = described().split_for_parts();
     let document = finished(document);
-    routes.route(DOCUMENT_PATH, get(async move || Json(document)))
+    routes.route(DOCUMENT_PATH, get(async move || Json(document))).merge(kube::routes())
 }
 
 /// What the API is, as an OpenAPI 3.1 document.
@@ -83,20 +88,24 @@ fn described() -> OpenApiRouter<Behind> {
         .merge(forwards::routes())
         .merge(routers::routes())
         .merge(headscale::routes())
+        .merge(sessions::routes())
         .merge(verify::routes())
         .merge(jobs::routes())
         .merge(events::routes())
 }
 
-/// What all operations have in common: the token, and refusals of one form.
+/// What all operations have in common: the credentials, and refusals of one form.
 fn finished(mut document: OpenApi) -> OpenApi {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("guildnet token")).build();
     let components = document.components.get_or_insert_with(Components::new);
     components.add_security_scheme(TOKEN, SecurityScheme::Http(bearer));
+    let cookie = ApiKeyValue::with_description(COOKIE, "guildnet ui; needs Sec-Fetch-Site: same-origin");
+    components.add_security_scheme(SESSION, SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
     let mut schemas = vec![(Wire::name().into_owned(), Wire::schema())];
     Wire::schemas(&mut schemas);
     components.schemas.extend(schemas);
-    document.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, [])]);
+    let alone = |scheme| SecurityRequirement::new::<_, [&str; 0], &str>(scheme, []);
+    document.security = Some(vec![alone(TOKEN), alone(SESSION)]);
     let refusal = ContentBuilder::new().schema(Some(RefOr::Ref(Ref::from_schema_name("Problem")))).build();
     let refusal = ResponseBuilder::new()
         .description("Refused: the thing, the cause and the next step")
@@ -136,20 +145,25 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
 
 /// Reads a JSON body; an empty one is the default.
 pub(super) async fn read<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
-    let content = gather(body).await?;
+    let content = gather(body, BODY_LIMIT).await?;
     if content.is_empty() { Ok(T::default()) } else { parse(&content) }
 }
 
 /// Reads a JSON body that must be there.
 pub(super) async fn required<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
-    parse(&gather(body).await?)
+    parse(&gather(body, BODY_LIMIT).await?)
 }
 
-async fn gather(body: Body) -> Result<bytes::Bytes, Problem> {
-    match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
+/// The same from who has shown nothing yet, and is to hold little here.
+pub(super) async fn small<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, Problem> {
+    parse(&gather(body, limit).await?)
+}
+
+async fn gather(body: Body, limit: usize) -> Result<bytes::Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(why)) if why.is::<LengthLimitError>() => {
-            let detail = format!("the body is larger than {BODY_LIMIT} bytes");
+            let detail = format!("the body is larger than {limit} bytes");
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail))
         }
         Ok(Err(why)) => Err(Problem::new(StatusCode::BAD_REQUEST, "broken_body", why.to_string())),

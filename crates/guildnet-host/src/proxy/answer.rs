@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{
     head::OF_THE_CONNECTION,
-    path::{self, PREFIX, What},
+    path::{self, What},
     refusal::{Refusal, SANDBOX},
 };
 
@@ -41,9 +41,11 @@ const BEYOND_THE_ANSWER: [&str; 19] = [
 /// Whose answer it is.
 pub(super) struct From<'a> {
     pub(super) cluster: &'a ClusterId,
+    /// What of the door's path stands in front of the API server's.
+    pub(super) mount: &'a str,
     /// The API server, as its kubeconfig names it.
     pub(super) server: &'a Url,
-    /// What it was asked for, without the door's prefix.
+    /// What it was asked for, without the mount.
     pub(super) path: &'a str,
     pub(super) what: &'a What,
 }
@@ -115,7 +117,7 @@ fn inside(from: &From<'_>, to: &str) -> Option<HeaderValue> {
     let path = target.path().strip_prefix(base).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
     path::understand(path).ok()?;
     let tail = |mark, part: Option<&str>| part.map(|p| format!("{mark}{p}")).unwrap_or_default();
-    let own = format!("{PREFIX}{}{path}{}{}", from.cluster, tail('?', target.query()), tail('#', target.fragment()));
+    let own = format!("{}{path}{}{}", from.mount, tail('?', target.query()), tail('#', target.fragment()));
     own.try_into().ok()
 }
 
@@ -128,7 +130,7 @@ mod tests {
     fn answer(path: &str, status: u16, headers: &[(&str, &str)]) -> Result<HeaderMap, Refusal> {
         let what = path::understand(path).expect("a path");
         let (cluster, server) = ("a".parse().expect("an id"), "https://api.example:6443/c1".parse().expect("a URL"));
-        let from = From { cluster: &cluster, server: &server, path, what: &what };
+        let from = From { cluster: &cluster, mount: "/k8s/a", server: &server, path, what: &what };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).expect("a name"), value.parse().expect("a value"));

@@ -11,14 +11,30 @@ use http::StatusCode;
 
 use super::refusal::Refusal;
 
-/// What stands in front of a cluster's id.
+/// What stands in front of a cluster's id, for tools.
 pub(super) const PREFIX: &str = "/k8s/";
+/// What stands in front of it and behind it, for the door's page.
+const PAGE: (&str, &str) = ("/api/v1/clusters/", "/kube");
 
-/// A path below [`PREFIX`].
+/// For whom a request is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// Tools, which show a token: below [`PREFIX`].
+    Tools,
+    /// The door's page, which may show a session: below `/api/v1/clusters/<id>/kube`. A Service's or a Pod's own pages are
+    /// not to be had there.
+    Page,
+}
+
+/// A path of the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked<'a> {
+    /// Below which of the two it is.
+    pub(super) by: For,
     /// The cluster.
     pub(super) cluster: ClusterId,
+    /// What of the door's path stands in front of the API server's: `/k8s/a`.
+    pub(super) mount: &'a str,
     /// What the API server is asked for; begins with a slash.
     pub(super) path: &'a str,
     /// The same, understood.
@@ -50,19 +66,34 @@ impl<'a> Asked<'a> {
     /// Takes a request's raw path apart.
     ///
     /// # Errors
-    /// 404 without an id, 400 for a wrong one, 400 for a path that could be understood in more than one way.
+    /// 404 without an id, 400 for a wrong one, 400 for a path that could be understood in more than one way, 403 for a page of
+    /// a Service, a Pod or a node where only the door's page asks.
     pub(super) fn of(raw: &'a str) -> Result<Self, Refusal> {
-        let below = raw.strip_prefix(PREFIX).filter(|below| !below.is_empty()).ok_or_else(|| {
-            Refusal::new(StatusCode::NOT_FOUND, "no cluster is named: the path is /k8s/CLUSTER/...")
-                .with_hint("guildnet cluster list")
-        })?;
-        let (id, path) = below.split_at(below.find('/').unwrap_or(below.len()));
+        let segment = |text: &'a str| text.split_at(text.find('/').unwrap_or(text.len()));
+        let page = raw.strip_prefix(PAGE.0).map(segment).and_then(|(id, rest)| Some((id, rest.strip_prefix(PAGE.1)?)));
+        let page = page.filter(|(_, path)| path.is_empty() || path.starts_with('/'));
+        let tools = raw.strip_prefix(PREFIX).filter(|below| !below.is_empty()).map(segment);
+        let (by, (id, path)) = match (page, tools) {
+            (Some(page), _) => (For::Page, page),
+            (None, Some(tools)) => (For::Tools, tools),
+            (None, None) => {
+                let said = "no cluster is named: the path is /k8s/CLUSTER/...";
+                return Err(Refusal::new(StatusCode::NOT_FOUND, said).with_hint("guildnet cluster list"));
+            }
+        };
         let cluster = id.parse::<ClusterId>().map_err(|why| {
             let refusal = Refusal::new(StatusCode::BAD_REQUEST, why.to_string());
             why.hint().into_iter().fold(refusal, Refusal::with_hint)
         })?;
+        let mount = raw.strip_suffix(path).unwrap_or(raw);
         let path = if path.is_empty() { "/" } else { path };
-        Ok(Self { cluster, path, what: understand(path)? })
+        let what = understand(path)?;
+        if by == For::Page && what.is_proxy() {
+            let said = "what a Service, a Pod or a node serves itself is not passed on to the page";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, said)
+                .with_hint("use a tool with a token below /k8s/, or: guildnet forward"));
+        }
+        Ok(Self { by, cluster, mount, path, what })
     }
 }
 
@@ -218,6 +249,39 @@ mod tests {
         assert_eq!(of("/k8s/prod-eu/api/v1/pods"), ("prod-eu".to_owned(), "/api/v1/pods"));
         assert_eq!(of("/k8s/a/apis/x/v1/roles/a%20b"), ("a".to_owned(), "/apis/x/v1/roles/a%20b"));
         assert_eq!(of("/k8s/a/k8s/b"), ("a".to_owned(), "/k8s/b"), "the first one only");
+    }
+
+    #[test]
+    fn the_page_has_the_same_paths_but_for_what_a_pod_serves() {
+        let of = |raw| Asked::of(raw).map(|a| (a.by, a.cluster.to_string(), a.mount, a.path));
+        let tools = Ok((For::Tools, "a".to_owned(), "/k8s/a", "/api/v1/pods"));
+        assert_eq!(of("/k8s/a/api/v1/pods").map_err(|_| ()), tools);
+        let page = |path| Ok((For::Page, "a".to_owned(), "/api/v1/clusters/a/kube", path));
+        assert_eq!(of("/api/v1/clusters/a/kube/api/v1/pods").map_err(|_| ()), page("/api/v1/pods"));
+        assert_eq!(of("/api/v1/clusters/a/kube").map_err(|_| ()), page("/"));
+        assert_eq!(of("/api/v1/clusters/a/kube/").map_err(|_| ()), page("/"));
+        let code = |raw: &str| Asked::of(raw).err().map(|refusal| refusal.status().as_u16());
+        let below = "/api/v1/clusters/a/kube";
+        for served in [
+            "/api/v1/namespaces/x/services/s/proxy",
+            "/api/v1/namespaces/x/services/s/proxy/page",
+            "/api/v1/namespaces/x/services/https:s:web/%70roxy/",
+            "/api/v1/namespaces/x/pods/p:8080/proxy/x",
+            "/api/v1/nodes/n/proxy/run/x",
+            "/api/v1/proxy/namespaces/x/services/s/page",
+            "/api/v1/proxy/nodes/n",
+        ] {
+            assert_eq!(code(&format!("{below}{served}")), Some(403), "{served}");
+            assert_eq!(code(&format!("/k8s/a{served}")), None, "{served}");
+        }
+        for odd in
+            ["/../status", "/%2e%2e/status", "//api", "/api/v1/pods;x", "/api/v1/namespaces/x/services/s%2fproxy"]
+        {
+            assert_eq!(code(&format!("{below}{odd}")), Some(400), "{odd}");
+        }
+        for other in ["/api/v1/clusters/a/kubex", "/api/v1/clusters/kube/x", "/api/v1/clusters//a/kube"] {
+            assert!(Asked::of(other).is_err(), "{other}");
+        }
     }
 
     #[test]

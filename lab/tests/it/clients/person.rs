@@ -13,17 +13,20 @@ use crate::{
     host_app::give_to_person,
 };
 
+/// The longest that one step of a client may take. Most take a part of a second.
+pub(crate) const STEP: Duration = Duration::from_secs(60);
+
 /// A person at work. What they made is removed with this value.
-pub(super) struct Person {
-    pub(super) fleet: Fleet,
+pub(crate) struct Person {
+    pub(crate) fleet: Fleet,
     dir: PathBuf,
     /// The namespace of this test, in both clusters.
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
 }
 
 impl Person {
     /// On the shared fleet, doors shut, with a kubeconfig that was just written.
-    pub(super) fn at(what: &str) -> Self {
+    pub(crate) fn at(what: &str) -> Self {
         let mut fleet = Fleet::answering();
         for cluster in CLUSTERS {
             let door = fleet.lab.door_address(cluster);
@@ -43,7 +46,7 @@ impl Person {
     }
 
     /// Does the same on both clusters at once; what each gave.
-    pub(super) fn each<T: Send>(&self, work: impl Fn(&'static str) -> T + Sync) -> [T; 2] {
+    pub(crate) fn each<T: Send>(&self, work: impl Fn(&'static str) -> T + Sync) -> [T; 2] {
         std::thread::scope(|scope| {
             let work = &work;
             CLUSTERS
@@ -53,17 +56,17 @@ impl Person {
     }
 
     /// The kubeconfig of the fleet.
-    pub(super) fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         self.path("kubeconfig").display().to_string()
     }
 
     /// A path in the person's own folder.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// A file of the person's.
-    pub(super) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         let folder = path.parent().expect("a file in the person's folder");
         fs::create_dir_all(folder).expect("root may write there");
@@ -78,7 +81,7 @@ impl Person {
     }
 
     /// A program as the person runs it: their rights, their folder, nothing of root's environment.
-    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let (uid, gid) = self.fleet.lab.person();
         let mut command = Command::new(program);
         command
@@ -94,19 +97,19 @@ impl Person {
     }
 
     /// kubectl in a cluster's context and this test's namespace.
-    pub(super) fn kubectl_command(&self, cluster: &str) -> Command {
+    pub(crate) fn kubectl_command(&self, cluster: &str) -> Command {
         let mut command = self.command(self.fleet.lab.program("kubernetes", "kubectl"));
         command.args(["--context", &format!("guildnet-{cluster}"), "--namespace", &self.namespace]);
         command
     }
 
     /// The same with arguments, run to its end.
-    pub(super) fn kubectl(&self, cluster: &str, args: &[&str]) -> Ran {
+    pub(crate) fn kubectl(&self, cluster: &str, args: &[&str]) -> Ran {
         self.kubectl_with(cluster, args, b"")
     }
 
     /// The same with standard input.
-    pub(super) fn kubectl_with(&self, cluster: &str, args: &[&str], input: &[u8]) -> Ran {
+    pub(crate) fn kubectl_with(&self, cluster: &str, args: &[&str], input: &[u8]) -> Ran {
         let mut command = self.kubectl_command(cluster);
         command.args(args);
         finish(command, input, STEP)
@@ -114,18 +117,18 @@ impl Person {
 
     /// Applies manifests.
     #[track_caller]
-    pub(super) fn apply(&self, cluster: &str, manifests: &str) {
+    pub(crate) fn apply(&self, cluster: &str, manifests: &str) {
         self.kubectl_with(cluster, &["apply", "--server-side", "-f", "-"], manifests.as_bytes()).ok();
     }
 
     /// The image that the lab's pods run: its workload, a shell and the small tools.
-    pub(super) fn image(&self, cluster: &str) -> String {
+    pub(crate) fn image(&self, cluster: &str) -> String {
         let path = "jsonpath={.spec.template.spec.containers[0].image}";
         self.kubectl(cluster, &["-n", "default", "get", "deployment", "echo", "-o", path]).ok()
     }
 
     /// A pod with a script as its program, and whether that reads standard input.
-    pub(super) fn pod(&self, cluster: &str, name: &str, stdin: bool, script: &str) -> String {
+    pub(crate) fn pod(&self, cluster: &str, name: &str, stdin: bool, script: &str) -> String {
         let image = self.image(cluster);
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  \

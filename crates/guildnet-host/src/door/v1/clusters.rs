@@ -17,7 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{cluster_id, jobs, query, required, routers::known, unknown};
 use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
-    door::{problem::Problem, routes::Behind, serve::Slot},
+    door::{crowd::Slot, problem::Problem, routes::Behind},
     jobs::{Job, Work},
     names::Destination,
     set::ClusterChange,
@@ -210,7 +210,7 @@ async fn connector(State(behind): State<Behind>, Path(id): Path<String>) -> Resu
 #[utoipa::path(
     get, path = "/api/v1/clusters/{id}/dial", tag = "clusters",
     params(("id" = String, Path, description = "The cluster's id"), ("to" = String, Query, description = "IP:PORT in its networks, or NAME:PORT, resolved there: SERVICE.NAMESPACE")),
-    responses((status = SWITCHING_PROTOCOLS, description = "The connection is the stream now")),
+    responses((status = SWITCHING_PROTOCOLS, description = "The connection is the stream now")), security(("token" = [])),
 )]
 async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request: Request) -> Result<Response, Problem> {
     let id = cluster_id(&id)?;

@@ -153,3 +153,43 @@ async fn a_pods_page_gets_no_origin_and_sets_nothing() {
     );
     served.stop().await;
 }
+
+#[tokio::test]
+async fn the_page_gets_the_api_and_no_pods_page_and_no_upgrade_without_its_origin() {
+    let (server, served) = one(HTTP2).await;
+    let below = "/api/v1/clusters/a/kube";
+    let answer = served.raw(&format!("GET {below}/api/v1/namespaces/x/pods"), &[], "").await.to_lowercase();
+    assert_eq!(code(&answer), 200, "{answer}");
+    assert_eq!(server.seen.last().uri.path(), "/base/api/v1/namespaces/x/pods");
+    assert!(answer.contains("content-security-policy: sandbox; default-src 'none'\r\n"), "{answer}");
+    assert!(!answer.contains("set-cookie"), "{answer}");
+    let seen = server.seen.paths().len();
+    for path in [
+        "/api/v1/namespaces/x/services/s/proxy/page",
+        "/api/v1/namespaces/x/services/s:80/proxy/",
+        "/api/v1/namespaces/x/pods/p/proxy",
+        "/api/v1/nodes/n/proxy/metrics",
+        "/api/v1/proxy/namespaces/x/services/s",
+    ] {
+        let answer = served.raw(&format!("GET {below}{path}"), &[], "").await;
+        assert_eq!(code(&answer), 403, "{path}");
+        assert!(answer.contains("\"kind\":\"Status\""), "{answer}");
+    }
+    for path in ["/../../../status", "/%2e%2e/x", "//api", "/api;x"] {
+        assert_eq!(code(&served.raw(&format!("GET {below}{path}"), &[], "").await), 400, "{path}");
+    }
+    let upgrade = [
+        "connection: upgrade",
+        "upgrade: websocket",
+        "sec-websocket-version: 13",
+        "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+    ];
+    let exec = format!("GET {below}/api/v1/namespaces/x/pods/p/exec?command=ls");
+    assert_eq!(code(&served.raw(&exec, &upgrade, "").await), 403, "no origin");
+    let foreign = [&upgrade[..], &["origin: https://127.0.0.1:9"]].concat();
+    assert_eq!(code(&served.raw(&exec, &foreign, "").await), 403);
+    assert_eq!(server.seen.paths().len(), seen, "nothing of these reached the API server");
+    let redirected = served.raw(&format!("GET {below}/redirect?/base/api/v1/pods"), &[], "").await;
+    assert!(redirected.contains(&format!("location: {below}/api/v1/pods\r\n")), "{redirected}");
+    served.stop().await;
+}

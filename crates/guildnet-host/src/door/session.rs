@@ -1,0 +1,381 @@
+//! Sessions of the page: one-time codes, and what they are exchanged for. Pure: time and random bits come in.
+//!
+//! `guildnet ui` makes a code with the token, the browser gives it back and gets a cookie, and the cookie opens a session
+//! ([`super::gate`] says for what). Kept in memory alone, as digests: whoever reads this process's memory or its files
+//! finds no cookie there, and a Host App that ends ends its sessions. Decided in docs/decisions/0011.
+//!
+//! Everything is bounded, and nobody without the token can make the bounds bite: codes and sessions are made by its holder
+//! only, and too many wrong codes slow down wrong ones alone. A right code is one of 2^256, so there is nothing to guess.
+
+use std::fmt;
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use guildnet_model::Secret;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// How long a code may be used: a browser that has to be started first takes seconds.
+pub(crate) const CODE_LIFE: SignedDuration = SignedDuration::from_secs(60);
+/// Codes that wait to be used: a few windows opened at once. One more ends the oldest.
+const CODES: usize = 4;
+/// How long a session may rest: a page that is closed in the evening is still signed in next morning's meeting, not a day later.
+const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(12);
+/// How long a session lasts at most.
+pub(super) const LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Sessions at once: a person's browsers. One more ends the one that rested longest.
+const SESSIONS: usize = 16;
+/// Wrong codes that are looked at in each [`WRONG_WINDOW`]; more are turned away until it is over.
+const WRONG_CODES: u32 = 10;
+/// See [`WRONG_CODES`].
+const WRONG_WINDOW: SignedDuration = SignedDuration::from_secs(60);
+/// Letters of a browser's name that are kept.
+const AGENT_LETTERS: usize = 120;
+/// How far a clock may be set back before what was made until then ends: clocks are corrected by seconds.
+const SLACK: SignedDuration = SignedDuration::from_secs(60);
+/// Letters of 256 bits in base64 without padding.
+const LETTERS: usize = 43;
+
+/// 256 random bits, for a code or a cookie.
+pub(super) type Bits = [u8; 32];
+
+/// What is kept of a code or a cookie.
+#[derive(Clone, Copy)]
+struct Kept([u8; 32]);
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Kept {
+    fn of(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+
+    /// Compares all bytes, whatever they are.
+    fn is(&self, other: &Self) -> bool {
+        std::hint::black_box(self.0.iter().zip(other.0).fold(0, |all, (a, b)| all | (a ^ b))) == 0
+    }
+}
+
+/// One session, as its owner is shown it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionInfo {
+    /// Its name in lists and for revoking it; opens nothing.
+    pub id: String,
+    /// When it was opened.
+    pub made: Timestamp,
+    /// When it was used last.
+    pub last_used: Timestamp,
+    /// When it ends, used or not.
+    pub ends: Timestamp,
+    /// What the browser called itself when it signed in, cut and cleaned; anybody can claim anything there.
+    pub user_agent: String,
+    /// Whether it is the one that asks.
+    pub current: bool,
+}
+
+/// Why a code opens nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It is none, was used, or is too old: one answer, so that nothing is learned from it.
+    Wrong,
+    /// The same, and there were too many of these: to be asked again after so many seconds.
+    TooMany(i64),
+}
+
+/// Codes and sessions of one door.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    codes: Vec<Code>,
+    sessions: Vec<Session>,
+    wrong: u32,
+    wrong_since: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Code {
+    kept: Kept,
+    made: Timestamp,
+}
+
+#[derive(Debug)]
+struct Session {
+    kept: Kept,
+    id: String,
+    made: Timestamp,
+    used: Timestamp,
+    user_agent: String,
+}
+
+/// Whether something of this age is still good. A clock that was set back by more than [`SLACK`] ends it, rather than let it
+/// live longer.
+fn fresh(since: Timestamp, now: Timestamp, life: SignedDuration) -> bool {
+    let age = now.duration_since(since);
+    age >= -SLACK && age < life
+}
+
+/// The text of random bits, and what is kept of it.
+fn text(bits: Bits) -> (Secret<String>, Kept) {
+    let text = BASE64_URL_SAFE_NO_PAD.encode(bits);
+    let kept = Kept::of(&text);
+    (Secret::new(text), kept)
+}
+
+impl Sessions {
+    /// Makes a code.
+    pub(super) fn make_code(&mut self, now: Timestamp, bits: Bits) -> Secret<String> {
+        self.codes.retain(|code| fresh(code.made, now, CODE_LIFE));
+        if self.codes.len() >= CODES {
+            self.codes.remove(0);
+        }
+        let (code, kept) = text(bits);
+        self.codes.push(Code { kept, made: now });
+        code
+    }
+
+    /// Takes a code and opens a session, whose cookie it returns. The code is used up.
+    ///
+    /// # Errors
+    /// [`Refused`]. A right code is never [`Refused::TooMany`]: wrong ones can't keep it out.
+    pub(super) fn login(
+        &mut self,
+        code: &str,
+        user_agent: &str,
+        now: Timestamp,
+        bits: Bits,
+    ) -> Result<Secret<String>, Refused> {
+        self.codes.retain(|code| fresh(code.made, now, CODE_LIFE));
+        let given = Kept::of(code);
+        // All are compared, whichever it is.
+        let found = self.codes.iter().enumerate().fold(None, |found, (at, code)| {
+            let is = code.kept.is(&given);
+            if is { Some(at) } else { found }
+        });
+        let Some(at) = found else { return Err(self.count_wrong(now)) };
+        self.codes.remove(at);
+        self.forget_ended(now);
+        if self.sessions.len() >= SESSIONS
+            && let Some(rested) = (0..self.sessions.len()).min_by_key(|at| self.sessions[*at].used)
+        {
+            self.sessions.remove(rested);
+        }
+        let (cookie, kept) = text(bits);
+        let id = id_of(&kept);
+        self.sessions.push(Session { kept, id, made: now, used: now, user_agent: clean(user_agent) });
+        Ok(cookie)
+    }
+
+    fn count_wrong(&mut self, now: Timestamp) -> Refused {
+        let since = match self.wrong_since {
+            Some(since) if fresh(since, now, WRONG_WINDOW) => since,
+            _ => {
+                self.wrong = 0;
+                now
+            }
+        };
+        self.wrong_since = Some(since);
+        self.wrong = self.wrong.saturating_add(1);
+        if self.wrong <= WRONG_CODES {
+            return Refused::Wrong;
+        }
+        Refused::TooMany((WRONG_WINDOW - now.duration_since(since)).as_secs().max(1))
+    }
+
+    /// The session of a cookie, by its public name; it counts as used now.
+    pub(super) fn find(&mut self, cookie: &str, now: Timestamp) -> Option<String> {
+        if cookie.len() != LETTERS {
+            return None;
+        }
+        self.forget_ended(now);
+        let given = Kept::of(cookie);
+        let found = self.sessions.iter_mut().fold(None, |found, session| {
+            let is = session.kept.is(&given);
+            if is { Some(session) } else { found }
+        });
+        found.map(|session| {
+            session.used = now;
+            session.id.clone()
+        })
+    }
+
+    /// All sessions, the one that was opened last first.
+    pub(super) fn list(&mut self, current: Option<&str>, now: Timestamp) -> Vec<SessionInfo> {
+        self.forget_ended(now);
+        let shown = |session: &Session| SessionInfo {
+            id: session.id.clone(),
+            made: session.made,
+            last_used: session.used,
+            ends: session.made.saturating_add(LIFE).unwrap_or(Timestamp::MAX),
+            user_agent: session.user_agent.clone(),
+            current: current == Some(session.id.as_str()),
+        };
+        self.sessions.iter().rev().map(shown).collect()
+    }
+
+    /// Ends the session of that public name; `false` if there is none.
+    pub(super) fn revoke(&mut self, id: &str) -> bool {
+        let before = self.sessions.len();
+        self.sessions.retain(|session| session.id != id);
+        self.sessions.len() < before
+    }
+
+    /// Ends all, and the codes that wait too; says how many sessions there were.
+    pub(super) fn revoke_all(&mut self, now: Timestamp) -> usize {
+        self.forget_ended(now);
+        self.codes.clear();
+        std::mem::take(&mut self.sessions).len()
+    }
+
+    fn forget_ended(&mut self, now: Timestamp) {
+        self.sessions.retain(|session| fresh(session.made, now, LIFE) && fresh(session.used, now, IDLE_LIFE));
+    }
+}
+
+/// A session's public name: from the digest, by another digest, so that it leads back to nothing.
+fn id_of(kept: &Kept) -> String {
+    let mark = Sha256::new().chain_update(b"guildnet session id 1").chain_update(kept.0).finalize();
+    mark.iter().take(5).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a browser calls itself, in letters that do nothing on a terminal or a page.
+fn clean(user_agent: &str) -> String {
+    let plain = user_agent.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' });
+    plain.filter(|c| !matches!(c, '<' | '>' | '&' | '"' | '\'' | '`')).take(AGENT_LETTERS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("in range")
+    }
+
+    fn bits(n: u8) -> Bits {
+        [n; 32]
+    }
+
+    /// A session opened at second 0; its cookie.
+    fn signed_in(sessions: &mut Sessions, n: u8) -> String {
+        signed_in_at(0, sessions, n)
+    }
+
+    fn signed_in_at(second: i64, sessions: &mut Sessions, n: u8) -> String {
+        let code = sessions.make_code(at(second), bits(n));
+        sessions.login(code.expose(), "Browser/1", at(second), bits(n + 100)).expect("signed in").expose().clone()
+    }
+
+    #[test]
+    fn a_code_opens_one_session_within_a_minute() {
+        let mut sessions = Sessions::default();
+        let code = sessions.make_code(at(0), bits(1));
+        assert_eq!(code.expose().len(), LETTERS, "256 bits");
+        let cookie = sessions.login(code.expose(), "x", at(59), bits(2)).expect("in time");
+        assert!(sessions.find(cookie.expose(), at(59)).is_some());
+        assert!(sessions.find(code.expose(), at(59)).is_none(), "a code is no cookie");
+        let again = sessions.login(code.expose(), "x", at(59), bits(3));
+        assert_eq!(again.err(), Some(Refused::Wrong), "used up");
+        let late = sessions.make_code(at(100), bits(4));
+        assert_eq!(sessions.login(late.expose(), "x", at(160), bits(5)).err(), Some(Refused::Wrong), "too old");
+        let early = sessions.make_code(at(100), bits(6));
+        assert_eq!(
+            sessions.login(early.expose(), "x", at(39), bits(7)).err(),
+            Some(Refused::Wrong),
+            "a clock set back"
+        );
+    }
+
+    #[test]
+    fn few_codes_wait_and_the_newest_always_works() {
+        let mut sessions = Sessions::default();
+        let codes: Vec<_> = (0..9).map(|n| sessions.make_code(at(0), bits(n))).collect();
+        assert_eq!(sessions.codes.len(), CODES);
+        assert!(sessions.login(codes[4].expose(), "x", at(1), bits(50)).is_err(), "it gave way");
+        assert!(sessions.login(codes[8].expose(), "x", at(1), bits(51)).is_ok());
+    }
+
+    #[test]
+    fn wrong_codes_are_slowed_down_and_a_right_one_never_is() {
+        let mut sessions = Sessions::default();
+        let code = sessions.make_code(at(0), bits(1));
+        let mut wrong = |second| sessions.login("wrong", "x", at(second), bits(9)).err();
+        for _ in 0..WRONG_CODES {
+            assert_eq!(wrong(1), Some(Refused::Wrong));
+        }
+        assert_eq!(wrong(2), Some(Refused::TooMany(59)));
+        assert_eq!(wrong(30), Some(Refused::TooMany(31)));
+        sessions.login(code.expose(), "x", at(31), bits(2)).expect("the owner is not locked out");
+        assert_eq!(sessions.login("wrong", "x", at(61), bits(9)).err(), Some(Refused::Wrong), "a new window");
+    }
+
+    #[test]
+    fn a_session_ends_when_it_rests_too_long_and_after_a_week_at_most() {
+        let mut sessions = Sessions::default();
+        let (idle, used) = (signed_in(&mut sessions, 1), signed_in(&mut sessions, 2));
+        let hour = 3600;
+        assert!(sessions.find(&used, at(11 * hour)).is_some());
+        assert!(sessions.find(&idle, at(12 * hour)).is_none(), "rested for 12 hours");
+        for day_part in 2..15 {
+            assert!(sessions.find(&used, at(day_part * 11 * hour)).is_some(), "{day_part}");
+        }
+        for second in [165 * hour, 168 * hour - 1] {
+            assert!(sessions.find(&used, at(second)).is_some(), "{second}");
+        }
+        assert!(sessions.find(&used, at(7 * 24 * hour)).is_none(), "a week is over");
+        assert!(sessions.list(None, at(7 * 24 * hour)).is_empty());
+    }
+
+    #[test]
+    fn sessions_are_few_and_the_one_that_rested_longest_gives_way() {
+        let mut sessions = Sessions::default();
+        let cookies: Vec<_> = (0..16).map(|n| signed_in(&mut sessions, n)).collect();
+        for cookie in &cookies[1..] {
+            sessions.find(cookie, at(5)).expect("open");
+        }
+        let one_more = signed_in_at(6, &mut sessions, 99);
+        assert_eq!(sessions.list(None, at(6)).len(), SESSIONS);
+        assert!(sessions.find(&cookies[0], at(6)).is_none());
+        assert!(sessions.find(&cookies[1], at(6)).is_some() && sessions.find(&one_more, at(6)).is_some());
+    }
+
+    #[test]
+    fn each_can_be_seen_and_ended_alone_or_all_at_once() {
+        let mut sessions = Sessions::default();
+        let (one, two) = (signed_in(&mut sessions, 1), signed_in(&mut sessions, 2));
+        let mine = sessions.find(&two, at(9)).expect("open");
+        let list = sessions.list(Some(&mine), at(9));
+        assert_eq!(list.iter().map(|s| s.current).collect::<Vec<_>>(), [true, false]);
+        assert_eq!((list[0].made, list[0].last_used, list[0].ends), (at(0), at(9), at(7 * 24 * 3600)));
+        assert!(sessions.revoke(&list[1].id) && !sessions.revoke(&list[1].id));
+        assert!(sessions.find(&one, at(9)).is_none() && sessions.find(&two, at(9)).is_some());
+        let waiting = sessions.make_code(at(9), bits(7));
+        assert_eq!(sessions.revoke_all(at(9)), 1);
+        assert!(sessions.find(&two, at(9)).is_none());
+        assert!(sessions.login(waiting.expose(), "x", at(9), bits(8)).is_err(), "no code outlives it");
+    }
+
+    #[test]
+    fn nothing_that_opens_is_kept_or_shown() {
+        let mut sessions = Sessions::default();
+        let waiting = sessions.make_code(at(0), bits(1)).expose().clone();
+        let cookie = signed_in(&mut sessions, 2);
+        let shown = format!("{sessions:?} {}", serde_json::to_string(&sessions.list(None, at(1))).expect("JSON"));
+        for secret in [&waiting, &cookie] {
+            assert!(!shown.contains(secret.as_str()) && !shown.contains(&secret[..8]), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_browser_can_claim_nothing_that_does_anything() {
+        let mut sessions = Sessions::default();
+        let code = sessions.make_code(at(0), bits(1));
+        let claimed = format!("<b>\u{1b}[2J\u{202e}\n\"{}", "x".repeat(500));
+        sessions.login(code.expose(), &claimed, at(0), bits(2)).expect("signed in");
+        let shown = &sessions.list(None, at(0))[0].user_agent;
+        assert!(shown.starts_with("b?[2J??x") && shown.len() == AGENT_LETTERS, "{shown:?}");
+    }
+}
