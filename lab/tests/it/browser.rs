@@ -142,7 +142,8 @@ impl Desk {
 
     /// What the door's own page gets for a request of its own.
     fn own(&self, chromium: &mut Chromium, tab: &Tab, path: &str) -> u64 {
-        let status = chromium.eval(tab, &format!("fetch({}).then((answer) => answer.status)", json!(path)));
+        let with = "{headers: {'x-guildnet-key': localStorage.getItem('guildnet-key') || ''}}";
+        let status = chromium.eval(tab, &format!("fetch({}, {with}).then((answer) => answer.status)", json!(path)));
         status.as_u64().unwrap_or_else(|| panic!("{path}: {status}"))
     }
 }
@@ -226,6 +227,15 @@ fn a_hostile_page_elsewhere_on_this_machine_gets_nothing_and_changes_nothing() {
     for site in &sites {
         let tab = chromium.tab();
         assert_eq!(chromium.go(&tab, &format!("http://{}/", site.address)), 200);
+        // Chromium sends Secure cookies to every port of 127.0.0.1. Whoever is sent ours can do nothing with it.
+        for cookie in site.cookies() {
+            let mut curl = std::process::Command::new("curl");
+            let ca = desk.person.fleet.home.join("certs/host-ca.crt");
+            curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10", "--cacert"]).arg(ca);
+            curl.args(["-H", &format!("Cookie: {cookie}"), "-H", "Sec-Fetch-Site: same-origin"]);
+            curl.args(["-H", &format!("Origin: {}", desk.base), &format!("{}/api/v1/status", desk.base)]);
+            assert_eq!(finish(curl, b"", STEP).ok(), "401", "the cookie alone opens nothing");
+        }
         let told = chromium.eval(&tab, &ATTACKS.replace("BASE", &json!(desk.base).to_string()));
         let told = told.as_object().expect("what was told");
         assert!(told.len() >= 20, "{told:?}");

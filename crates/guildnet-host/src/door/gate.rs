@@ -8,7 +8,8 @@
 //! - the cookie of a session (`session.rs`), which a browser sends by itself, whoever's page made it send something. So it opens
 //!   only what the door's own page needs, and only where the browser says that this page is the one that asks
 //!   (`Sec-Fetch-Site: same-origin`, W3C Fetch Metadata). Cookies know no ports: a page of another port on this host is
-//!   `same-site`, and refused like any other.
+//!   `same-site`, and refused like any other; and its server is sent our cookie, so the session's key must come with it, in a
+//!   header that only the door's page can fill.
 //!
 //! Where an `Authorization` is sent, it alone counts. What needs none of them is [`OPEN`].
 
@@ -43,6 +44,9 @@ const READ: &[Method] = &[Method::GET, Method::HEAD];
 /// The session's cookie. The prefix makes browsers refuse it from any page but one of this host over TLS, for the whole
 /// path and no other host (RFC 6265bis section 4.1.3.2).
 pub(super) const COOKIE: &str = "__Host-guildnet";
+
+/// The header with the session's key.
+pub(super) const KEY: &str = "x-guildnet-key";
 
 /// What a short-lived token opens: paths that begin so, as they were sent. The routes behind the gate compare the same
 /// undecoded text, so there is no second reading of a path.
@@ -82,12 +86,12 @@ impl Gate {
         Self { names: [format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")], token }
     }
 
-    /// Lets a request pass, or says why not. `session` finds a session by its cookie.
+    /// Lets a request pass, or says why not. `session` finds a session by its cookie and its key.
     pub(super) fn admit(
         &self,
         head: &Parts,
         now: SystemTime,
-        session: impl FnOnce(&str) -> Option<String>,
+        session: impl FnOnce(&str, &str) -> Option<String>,
     ) -> Result<Pass, Problem> {
         let name = self.named(&head.uri, &head.headers)?;
         self.of_own_page(&head.uri, &head.headers)?;
@@ -102,8 +106,9 @@ impl Gate {
             && let Some(cookie) = cookie(&head.headers)?
         {
             of_our_page(&head.headers, name)?;
-            return session(cookie).map(Pass::Session).ok_or_else(|| {
-                Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the session has ended")
+            let key = only(&head.headers, KEY).unwrap_or_default();
+            return session(cookie, key).map(Pass::Session).ok_or_else(|| {
+                Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the session has ended, or its key is missing")
                     .with_hint("sign in again: guildnet ui")
             });
         }
@@ -266,7 +271,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        let session = |cookie: &str| (cookie == "good").then(|| "s1".to_owned());
+        let session = |cookie: &str, key: &str| (cookie == "good" && key == "key").then(|| "s1".to_owned());
         gate.admit(&head, SystemTime::now(), session).map_err(|problem| problem.code)
     }
 
@@ -277,7 +282,7 @@ mod tests {
 
     /// The same by the cookie of a session.
     fn by_cookie(method: Method, uri: &str, more: &[(&str, &str)]) -> Result<Pass, String> {
-        judged(method, uri, &[&[HOST, GOOD], more].concat())
+        judged(method, uri, &[&[HOST, GOOD, ITS_KEY], more].concat())
     }
 
     /// What it says to a short-lived token for that path, some seconds after it was made.
@@ -289,11 +294,12 @@ mod tests {
         let request = request.header("authorization", format!("Bearer {}", token.expose()));
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let gate = Gate::new(([127, 0, 0, 1], 8090).into(), long);
-        gate.admit(&head, made + Duration::from_secs(after), |_| None).err().map(|problem| problem.code)
+        gate.admit(&head, made + Duration::from_secs(after), |_, _| None).err().map(|problem| problem.code)
     }
 
     const HOST: (&str, &str) = ("host", "127.0.0.1:8090");
     const GOOD: (&str, &str) = ("cookie", "__Host-guildnet=good");
+    const ITS_KEY: (&str, &str) = (KEY, "key");
     const SAME: (&str, &str) = ("sec-fetch-site", "same-origin");
     const OWN: (&str, &str) = ("origin", "https://127.0.0.1:8090");
     const BEARER: (&str, &str) = ("authorization", "Bearer the-token");
@@ -392,7 +398,13 @@ mod tests {
             assert_eq!(by_cookie(Method::GET, uri, &[SAME]), session, "a read names no origin");
         }
         let among_others = ("cookie", "a=b; __Host-guildnet=good;c=d; __host-guildnet=x; x__Host-guildnet=y");
-        assert_eq!(judged(Method::GET, "/api/v1/status", &[HOST, SAME, among_others]), session);
+        assert_eq!(judged(Method::GET, "/api/v1/status", &[HOST, SAME, ITS_KEY, among_others]), session);
+        // Another server on this host is sent the cookie; it may send it on with whatever else it likes.
+        for stolen in
+            [&[HOST, GOOD, SAME, OWN][..], &[HOST, GOOD, SAME, OWN, (KEY, "x")], &[HOST, GOOD, SAME, ITS_KEY, ITS_KEY]]
+        {
+            assert_eq!(said("/api/v1/status", stolen).as_deref(), Some("unauthorized"), "{stolen:?}");
+        }
         let ended = ("cookie", "__Host-guildnet=ended");
         assert_eq!(said("/api/v1/status", &[HOST, SAME, ended]).as_deref(), Some("unauthorized"));
     }

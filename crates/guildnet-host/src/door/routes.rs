@@ -76,7 +76,7 @@ pub(super) fn router(behind: Behind) -> Router {
 
 async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Response {
     let (mut head, body) = request.into_parts();
-    let session = |cookie: &str| behind.sessions().find(cookie, jiff::Timestamp::now());
+    let session = |cookie: &str, key: &str| behind.sessions().find(cookie, key, jiff::Timestamp::now());
     let passed = behind.gate.admit(&head, SystemTime::now(), session).and_then(|pass| placed(pass, &head));
     let busy = passed.as_ref().is_err_and(|problem| problem.code == BUSY);
     let mut response = match passed {

@@ -1,8 +1,9 @@
 //! Sessions of the page: one-time codes, and what they are exchanged for. Pure: time and random bits come in.
 //!
-//! `guildnet ui` makes a code with the token, the browser gives it back and gets a cookie, and the cookie opens a session
-//! ([`super::gate`] says for what). Kept in memory alone, as digests: whoever reads this process's memory or its files
-//! finds no cookie there, and a Host App that ends ends its sessions. Decided in docs/decisions/0011.
+//! `guildnet ui` makes a code with the token, the browser gives it back and gets a cookie and a key, and both together open a
+//! session ([`super::gate`] says for what). The cookie alone is not enough: browsers send it to every server on this host,
+//! whatever its port (Chromium even without TLS, to 127.0.0.1). The key stays with the page's own origin, port included.
+//! Kept in memory alone, as digests: whoever reads this process's memory or its files finds no cookie there, and a Host App that ends ends its sessions. Decided in docs/decisions/0011.
 //!
 //! Everything is bounded, and nobody without the token can make the bounds bite: codes and sessions are made by its holder
 //! only, and too many wrong codes slow down wrong ones alone. A right code is one of 2^256, so there is nothing to guess.
@@ -87,6 +88,15 @@ pub(super) enum Refused {
     TooMany(i64),
 }
 
+/// What a browser is given.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// For its cookies.
+    pub(super) cookie: Secret<String>,
+    /// For the page alone.
+    pub(super) key: Secret<String>,
+}
+
 /// Codes and sessions of one door.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -105,6 +115,7 @@ struct Code {
 #[derive(Debug)]
 struct Session {
     kept: Kept,
+    key: Kept,
     id: String,
     made: Timestamp,
     used: Timestamp,
@@ -137,7 +148,7 @@ impl Sessions {
         code
     }
 
-    /// Takes a code and opens a session, whose cookie it returns. The code is used up.
+    /// Takes a code and opens a session. The code is used up.
     ///
     /// # Errors
     /// [`Refused`]. A right code is never [`Refused::TooMany`]: wrong ones can't keep it out.
@@ -146,8 +157,8 @@ impl Sessions {
         code: &str,
         user_agent: &str,
         now: Timestamp,
-        bits: Bits,
-    ) -> Result<Secret<String>, Refused> {
+        bits: [Bits; 2],
+    ) -> Result<Opened, Refused> {
         self.codes.retain(|code| fresh(code.made, now, CODE_LIFE));
         let given = Kept::of(code);
         // All are compared, whichever it is.
@@ -163,10 +174,10 @@ impl Sessions {
         {
             self.sessions.remove(rested);
         }
-        let (cookie, kept) = text(bits);
+        let [(cookie, kept), (key, kept_key)] = bits.map(text);
         let id = id_of(&kept);
-        self.sessions.push(Session { kept, id, made: now, used: now, user_agent: clean(user_agent) });
-        Ok(cookie)
+        self.sessions.push(Session { kept, key: kept_key, id, made: now, used: now, user_agent: clean(user_agent) });
+        Ok(Opened { cookie, key })
     }
 
     fn count_wrong(&mut self, now: Timestamp) -> Refused {
@@ -185,15 +196,15 @@ impl Sessions {
         Refused::TooMany((WRONG_WINDOW - now.duration_since(since)).as_secs().max(1))
     }
 
-    /// The session of a cookie, by its public name; it counts as used now.
-    pub(super) fn find(&mut self, cookie: &str, now: Timestamp) -> Option<String> {
-        if cookie.len() != LETTERS {
+    /// The session of a cookie and its key, by its public name; it counts as used now.
+    pub(super) fn find(&mut self, cookie: &str, key: &str, now: Timestamp) -> Option<String> {
+        if cookie.len() != LETTERS || key.len() != LETTERS {
             return None;
         }
         self.forget_ended(now);
-        let given = Kept::of(cookie);
+        let (given, given_key) = (Kept::of(cookie), Kept::of(key));
         let found = self.sessions.iter_mut().fold(None, |found, session| {
-            let is = session.kept.is(&given);
+            let is = session.kept.is(&given) & session.key.is(&given_key);
             if is { Some(session) } else { found }
         });
         found.map(|session| {
@@ -259,14 +270,23 @@ mod tests {
         [n; 32]
     }
 
-    /// A session opened at second 0; its cookie.
-    fn signed_in(sessions: &mut Sessions, n: u8) -> String {
+    /// The bits of a cookie and its key.
+    fn pair(n: u8) -> [Bits; 2] {
+        [bits(n), bits(!n)]
+    }
+
+    fn find(sessions: &mut Sessions, opened: &Opened, now: Timestamp) -> Option<String> {
+        sessions.find(opened.cookie.expose(), opened.key.expose(), now)
+    }
+
+    /// A session opened at second 0.
+    fn signed_in(sessions: &mut Sessions, n: u8) -> Opened {
         signed_in_at(0, sessions, n)
     }
 
-    fn signed_in_at(second: i64, sessions: &mut Sessions, n: u8) -> String {
+    fn signed_in_at(second: i64, sessions: &mut Sessions, n: u8) -> Opened {
         let code = sessions.make_code(at(second), bits(n));
-        sessions.login(code.expose(), "Browser/1", at(second), bits(n + 100)).expect("signed in").expose().clone()
+        sessions.login(code.expose(), "Browser/1", at(second), pair(n + 100)).expect("signed in")
     }
 
     #[test]
@@ -274,16 +294,22 @@ mod tests {
         let mut sessions = Sessions::default();
         let code = sessions.make_code(at(0), bits(1));
         assert_eq!(code.expose().len(), LETTERS, "256 bits");
-        let cookie = sessions.login(code.expose(), "x", at(59), bits(2)).expect("in time");
-        assert!(sessions.find(cookie.expose(), at(59)).is_some());
-        assert!(sessions.find(code.expose(), at(59)).is_none(), "a code is no cookie");
-        let again = sessions.login(code.expose(), "x", at(59), bits(3));
+        let opened = sessions.login(code.expose(), "x", at(59), pair(2)).expect("in time");
+        assert!(find(&mut sessions, &opened, at(59)).is_some());
+        let (cookie, key) = (opened.cookie.expose().as_str(), opened.key.expose().as_str());
+        assert!(sessions.find(code.expose(), key, at(59)).is_none(), "a code is no cookie");
+        for (cookie, key) in
+            [(cookie, ""), (cookie, cookie), (key, cookie), (key, key), (cookie, code.expose().as_str())]
+        {
+            assert!(sessions.find(cookie, key, at(59)).is_none(), "both are needed, each in its place");
+        }
+        let again = sessions.login(code.expose(), "x", at(59), pair(3));
         assert_eq!(again.err(), Some(Refused::Wrong), "used up");
         let late = sessions.make_code(at(100), bits(4));
-        assert_eq!(sessions.login(late.expose(), "x", at(160), bits(5)).err(), Some(Refused::Wrong), "too old");
+        assert_eq!(sessions.login(late.expose(), "x", at(160), pair(5)).err(), Some(Refused::Wrong), "too old");
         let early = sessions.make_code(at(100), bits(6));
         assert_eq!(
-            sessions.login(early.expose(), "x", at(39), bits(7)).err(),
+            sessions.login(early.expose(), "x", at(39), pair(7)).err(),
             Some(Refused::Wrong),
             "a clock set back"
         );
@@ -294,22 +320,22 @@ mod tests {
         let mut sessions = Sessions::default();
         let codes: Vec<_> = (0..9).map(|n| sessions.make_code(at(0), bits(n))).collect();
         assert_eq!(sessions.codes.len(), CODES);
-        assert!(sessions.login(codes[4].expose(), "x", at(1), bits(50)).is_err(), "it gave way");
-        assert!(sessions.login(codes[8].expose(), "x", at(1), bits(51)).is_ok());
+        assert!(sessions.login(codes[4].expose(), "x", at(1), pair(50)).is_err(), "it gave way");
+        assert!(sessions.login(codes[8].expose(), "x", at(1), pair(51)).is_ok());
     }
 
     #[test]
     fn wrong_codes_are_slowed_down_and_a_right_one_never_is() {
         let mut sessions = Sessions::default();
         let code = sessions.make_code(at(0), bits(1));
-        let mut wrong = |second| sessions.login("wrong", "x", at(second), bits(9)).err();
+        let mut wrong = |second| sessions.login("wrong", "x", at(second), pair(9)).err();
         for _ in 0..WRONG_CODES {
             assert_eq!(wrong(1), Some(Refused::Wrong));
         }
         assert_eq!(wrong(2), Some(Refused::TooMany(59)));
         assert_eq!(wrong(30), Some(Refused::TooMany(31)));
-        sessions.login(code.expose(), "x", at(31), bits(2)).expect("the owner is not locked out");
-        assert_eq!(sessions.login("wrong", "x", at(61), bits(9)).err(), Some(Refused::Wrong), "a new window");
+        sessions.login(code.expose(), "x", at(31), pair(2)).expect("the owner is not locked out");
+        assert_eq!(sessions.login("wrong", "x", at(61), pair(9)).err(), Some(Refused::Wrong), "a new window");
     }
 
     #[test]
@@ -317,15 +343,15 @@ mod tests {
         let mut sessions = Sessions::default();
         let (idle, used) = (signed_in(&mut sessions, 1), signed_in(&mut sessions, 2));
         let hour = 3600;
-        assert!(sessions.find(&used, at(11 * hour)).is_some());
-        assert!(sessions.find(&idle, at(12 * hour)).is_none(), "rested for 12 hours");
+        assert!(find(&mut sessions, &used, at(11 * hour)).is_some());
+        assert!(find(&mut sessions, &idle, at(12 * hour)).is_none(), "rested for 12 hours");
         for day_part in 2..15 {
-            assert!(sessions.find(&used, at(day_part * 11 * hour)).is_some(), "{day_part}");
+            assert!(find(&mut sessions, &used, at(day_part * 11 * hour)).is_some(), "{day_part}");
         }
         for second in [165 * hour, 168 * hour - 1] {
-            assert!(sessions.find(&used, at(second)).is_some(), "{second}");
+            assert!(find(&mut sessions, &used, at(second)).is_some(), "{second}");
         }
-        assert!(sessions.find(&used, at(7 * 24 * hour)).is_none(), "a week is over");
+        assert!(find(&mut sessions, &used, at(7 * 24 * hour)).is_none(), "a week is over");
         assert!(sessions.list(None, at(7 * 24 * hour)).is_empty());
     }
 
@@ -334,28 +360,28 @@ mod tests {
         let mut sessions = Sessions::default();
         let cookies: Vec<_> = (0..16).map(|n| signed_in(&mut sessions, n)).collect();
         for cookie in &cookies[1..] {
-            sessions.find(cookie, at(5)).expect("open");
+            find(&mut sessions, cookie, at(5)).expect("open");
         }
         let one_more = signed_in_at(6, &mut sessions, 99);
         assert_eq!(sessions.list(None, at(6)).len(), SESSIONS);
-        assert!(sessions.find(&cookies[0], at(6)).is_none());
-        assert!(sessions.find(&cookies[1], at(6)).is_some() && sessions.find(&one_more, at(6)).is_some());
+        assert!(find(&mut sessions, &cookies[0], at(6)).is_none());
+        assert!(find(&mut sessions, &cookies[1], at(6)).is_some() && find(&mut sessions, &one_more, at(6)).is_some());
     }
 
     #[test]
     fn each_can_be_seen_and_ended_alone_or_all_at_once() {
         let mut sessions = Sessions::default();
         let (one, two) = (signed_in(&mut sessions, 1), signed_in(&mut sessions, 2));
-        let mine = sessions.find(&two, at(9)).expect("open");
+        let mine = find(&mut sessions, &two, at(9)).expect("open");
         let list = sessions.list(Some(&mine), at(9));
         assert_eq!(list.iter().map(|s| s.current).collect::<Vec<_>>(), [true, false]);
         assert_eq!((list[0].made, list[0].last_used, list[0].ends), (at(0), at(9), at(7 * 24 * 3600)));
         assert!(sessions.revoke(&list[1].id) && !sessions.revoke(&list[1].id));
-        assert!(sessions.find(&one, at(9)).is_none() && sessions.find(&two, at(9)).is_some());
+        assert!(find(&mut sessions, &one, at(9)).is_none() && find(&mut sessions, &two, at(9)).is_some());
         let waiting = sessions.make_code(at(9), bits(7));
         assert_eq!(sessions.revoke_all(at(9)), 1);
-        assert!(sessions.find(&two, at(9)).is_none());
-        assert!(sessions.login(waiting.expose(), "x", at(9), bits(8)).is_err(), "no code outlives it");
+        assert!(find(&mut sessions, &two, at(9)).is_none());
+        assert!(sessions.login(waiting.expose(), "x", at(9), pair(8)).is_err(), "no code outlives it");
     }
 
     #[test]
@@ -364,7 +390,7 @@ mod tests {
         let waiting = sessions.make_code(at(0), bits(1)).expose().clone();
         let cookie = signed_in(&mut sessions, 2);
         let shown = format!("{sessions:?} {}", serde_json::to_string(&sessions.list(None, at(1))).expect("JSON"));
-        for secret in [&waiting, &cookie] {
+        for secret in [&waiting, cookie.cookie.expose(), cookie.key.expose()] {
             assert!(!shown.contains(secret.as_str()) && !shown.contains(&secret[..8]), "{shown}");
         }
     }
@@ -374,7 +400,7 @@ mod tests {
         let mut sessions = Sessions::default();
         let code = sessions.make_code(at(0), bits(1));
         let claimed = format!("<b>\u{1b}[2J\u{202e}\n\"{}", "x".repeat(500));
-        sessions.login(code.expose(), &claimed, at(0), bits(2)).expect("signed in");
+        sessions.login(code.expose(), &claimed, at(0), pair(2)).expect("signed in");
         let shown = &sessions.list(None, at(0))[0].user_agent;
         assert!(shown.starts_with("b?[2J??x") && shown.len() == AGENT_LETTERS, "{shown:?}");
     }

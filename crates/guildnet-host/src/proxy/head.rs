@@ -34,8 +34,17 @@ pub(super) const OF_THE_CONNECTION: [&str; 10] = [
 ];
 
 /// Headers that are for the door, or would say where a request comes from.
-const FOR_THE_DOOR: [&str; 8] =
-    ["authorization", "cookie", "host", "origin", "expect", "forwarded", "x-real-ip", "sec-fetch-site"];
+const FOR_THE_DOOR: [&str; 9] = [
+    "authorization",
+    "cookie",
+    "x-guildnet-key",
+    "host",
+    "origin",
+    "expect",
+    "forwarded",
+    "x-real-ip",
+    "sec-fetch-site",
+];
 
 /// Headers that a `Connection` may name, though they belong to the connection: naming them is their proper use.
 const MAY_BE_NAMED: [&str; 8] =

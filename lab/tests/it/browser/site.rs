@@ -1,4 +1,4 @@
-//! A web server of somebody else on this machine: one page, with a cookie of the session's name, and a list of what was asked for.
+//! A web server of somebody else on this machine: one page, and a list of what it was asked for, with which cookies.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -11,7 +11,7 @@ use std::{
 /// The server. It ends with this value.
 pub(super) struct Site {
     pub(super) address: SocketAddr,
-    asked: Arc<Mutex<Vec<String>>>,
+    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,7 +34,12 @@ impl Site {
 
     /// The paths that were asked for.
     pub(super) fn asked(&self) -> Vec<String> {
-        self.asked.lock().expect("not poisoned").clone()
+        self.asked.lock().expect("not poisoned").iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// The cookies that were sent along.
+    pub(super) fn cookies(&self) -> Vec<String> {
+        self.asked.lock().expect("not poisoned").iter().filter_map(|(_, cookies)| cookies.clone()).collect()
     }
 }
 
@@ -48,21 +53,22 @@ impl Drop for Site {
 }
 
 /// Answers one request; something once it is to end.
-fn answer(mut stream: TcpStream, page: &str, list: &Mutex<Vec<String>>) -> Option<()> {
+fn answer(mut stream: TcpStream, page: &str, list: &Mutex<Vec<(String, Option<String>)>>) -> Option<()> {
     // A browser opens connections ahead that it may never use.
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
     let first = lines.next()?.ok()?;
     let mut words = first.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    while lines.next().and_then(Result::ok).is_some_and(|line| !line.is_empty()) {}
+    let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    let cookies =
+        head.iter().find_map(|line| line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("cookie")));
     if method == "END" {
         return Some(());
     }
-    list.lock().expect("not poisoned").push(path);
+    list.lock().expect("not poisoned").push((path, cookies.map(|(_, value)| value.to_owned())));
     let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\naccess-control-allow-origin: *\r\n\
-         set-cookie: __Host-guildnet=hostile; Secure; Path=/; HttpOnly\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\naccess-control-allow-origin: *\r\nconnection: close\r\n\r\n",
         page.len()
     );
     let _gone = stream.write_all(format!("{head}{page}").as_bytes());

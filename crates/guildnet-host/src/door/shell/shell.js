@@ -3,6 +3,8 @@
 
 const CODE = /^#code=([A-Za-z0-9_-]{43})$/;
 const REFRESH_MS = 5000;
+// Beside the cookie, which browsers send to every port of this host: kept by this origin alone, port included.
+const KEY = "guildnet-key";
 
 const said = document.getElementById("said");
 const fleet = document.getElementById("fleet");
@@ -17,6 +19,8 @@ function say(text, tone) {
 
 async function ask(method, path, body) {
   const request = { method, credentials: "same-origin", cache: "no-store", redirect: "error", headers: {} };
+  const key = localStorage.getItem(KEY);
+  if (key) request.headers["x-guildnet-key"] = key;
   if (body !== undefined) {
     request.headers["content-type"] = "application/json";
     request.body = JSON.stringify(body);
@@ -38,6 +42,7 @@ function takeCode() {
 
 function signedOut(text) {
   clearTimeout(timer);
+  localStorage.removeItem(KEY);
   fleet.hidden = true;
   leave.hidden = true;
   say(text || "You are not signed in. Run “guildnet ui” in a terminal: it opens this page signed in.");
@@ -95,7 +100,7 @@ async function enter() {
   const code = takeCode();
   if (code) {
     try {
-      await ask("POST", "/api/v1/login", { code });
+      localStorage.setItem(KEY, (await ask("POST", "/api/v1/login", { code })).key);
     } catch (error) {
       // A page that was signed in before still is.
       const before = await ask("GET", "/api/v1/status").then(() => true, () => false);

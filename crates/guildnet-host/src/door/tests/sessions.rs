@@ -10,6 +10,7 @@ struct Browser {
     door: Served,
     origin: String,
     cookie: String,
+    key: String,
 }
 
 impl Browser {
@@ -19,16 +20,18 @@ impl Browser {
         let origin = format!("origin: https://{}", door.address);
         let code = door.client().login_code().await.expect("made");
         let answer = login(&door, &origin, code.expose()).await;
-        assert_eq!(said(&answer), (204, None), "{answer}");
+        assert_eq!(said(&answer), (200, None), "{answer}");
+        let key = answer.split("\"key\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a key");
+        let key = format!("x-guildnet-key: {key}");
         let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
         let (cookie, rest) = cookie.split_once(';').expect("with its bounds");
         assert_eq!(rest, " Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=604800");
         assert!(cookie.starts_with("__Host-guildnet=") && cookie.len() == "__Host-guildnet=".len() + 43, "{cookie}");
-        Self { cookie: format!("cookie: {cookie}"), origin, door }
+        Self { cookie: format!("cookie: {cookie}"), key, origin, door }
     }
 
     async fn ask(&self, line: &str, more: &[&str]) -> String {
-        self.door.bare(line, &[&[self.cookie.as_str()], more].concat(), "").await
+        self.door.bare(line, &[&[self.cookie.as_str(), self.key.as_str()], more].concat(), "").await
     }
 
     async fn page(&self, line: &str) -> String {
@@ -67,13 +70,13 @@ async fn a_code_is_used_up_and_wrong_ones_are_slowed_down_but_not_the_owner() {
     let door = Served::new().await;
     let origin = format!("origin: https://{}", door.address);
     let code = door.client().login_code().await.expect("made");
-    assert_eq!(said(&login(&door, &origin, code.expose()).await), (204, None));
+    assert_eq!(said(&login(&door, &origin, code.expose()).await), (200, None));
     for _ in 0..10 {
         assert_eq!(said(&login(&door, &origin, code.expose()).await), refused(403, "wrong_code"));
     }
     assert_eq!(said(&login(&door, &origin, "x").await), refused(429, "too_many_codes"));
     let code = door.client().login_code().await.expect("made");
-    assert_eq!(said(&login(&door, &origin, code.expose()).await), (204, None), "the owner gets in at once");
+    assert_eq!(said(&login(&door, &origin, code.expose()).await), (200, None), "the owner gets in at once");
     door.stop().await;
 }
 
@@ -101,7 +104,7 @@ async fn no_other_page_signs_anybody_in() {
         assert!(!answer.contains("set-cookie"), "{answer}");
     }
     assert_eq!(said(&login(&door, &own, &"x".repeat(2000)).await), refused(413, "too_large"));
-    assert_eq!(said(&login(&door, &own, code.expose()).await), (204, None), "the code was not used up by these");
+    assert_eq!(said(&login(&door, &own, code.expose()).await), (200, None), "the code was not used up by these");
     door.stop().await;
 }
 
@@ -132,6 +135,9 @@ async fn the_cookie_opens_nothing_to_another_page_nor_what_is_for_tokens() {
     }
     let kube = browser.page("GET /k8s/a/api").await;
     assert!(kube.starts_with("HTTP/1.1 401 ") && kube.contains("\"kind\":\"Status\""), "{kube}");
+    // A server on another port of this host is sent the cookie by the browser, and can claim anything with it.
+    let stolen = browser.door.bare("GET /api/v1/status", &[SAME, &browser.origin, &browser.cookie], "").await;
+    assert_eq!(said(&stolen), refused(401, "unauthorized"), "the cookie without the page's key");
     let twice = format!("{}; __Host-guildnet=x", browser.cookie);
     assert_eq!(said(&browser.door.bare("GET /api/v1/status", &[SAME, &twice], "").await), refused(403, "two_cookies"));
     let both = browser.ask("GET /api/v1/status", &[SAME, "authorization: Bearer wrong"]).await;

@@ -4,7 +4,7 @@ use axum::{
     Extension, Json,
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use guildnet_model::Secret;
@@ -55,6 +55,13 @@ struct Login {
     code: String,
 }
 
+/// What the page keeps of its session.
+#[derive(Serialize, ToSchema)]
+struct LoggedIn {
+    /// To be sent with every request, as `X-Guildnet-Key`. The page keeps it where no other origin can read it.
+    key: String,
+}
+
 /// How many sessions were ended.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub(crate) struct Revoked {
@@ -82,11 +89,11 @@ async fn make_code(
 
 /// Sign in with a one-time code
 ///
-/// From the Host App's own page only. The session is the cookie `__Host-guildnet`; it ends after 12 hours without use, after
-/// 7 days, and with the Host App.
+/// From the Host App's own page only. The session is the cookie `__Host-guildnet` and the key in the answer, both; it ends after 12 hours
+/// without use, after 7 days, and with the Host App.
 #[utoipa::path(
     post, path = "/api/v1/login", tag = "sessions", request_body = Login, security(()),
-    responses((status = NO_CONTENT, description = "Signed in", headers(("set-cookie" = String, description = "The session")))),
+    responses((status = OK, body = LoggedIn, description = "Signed in", headers(("set-cookie" = String, description = "The session")))),
 )]
 async fn login(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     // A form of another page can't send this kind without asking first, which is refused.
@@ -97,11 +104,12 @@ async fn login(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> 
     }
     let asked: Login = small(body, LOGIN_LIMIT).await?;
     let agent = headers.get(header::USER_AGENT).and_then(|name| name.to_str().ok()).unwrap_or_default();
-    let opened = behind.sessions().login(&asked.code, agent, Timestamp::now(), bits()?);
+    let opened = behind.sessions().login(&asked.code, agent, Timestamp::now(), [bits()?, bits()?]);
     match opened {
-        Ok(cookie) => {
+        Ok(opened) => {
             tracing::info!("a browser signed in");
-            set_cookie(&cookie, LIFE.as_secs())
+            let cookie = set_cookie(&opened.cookie, LIFE.as_secs())?;
+            Ok((cookie, Json(LoggedIn { key: opened.key.expose().clone() })).into_response())
         }
         Err(refused) => {
             // The others can be repeated without end.
@@ -134,7 +142,7 @@ async fn logout(State(behind): State<Behind>, Extension(pass): Extension<Pass>) 
     if let Pass::Session(id) = pass {
         behind.sessions().revoke(&id);
     }
-    set_cookie(&Secret::new(String::new()), 0)
+    Ok((StatusCode::NO_CONTENT, set_cookie(&Secret::new(String::new()), 0)?).into_response())
 }
 
 /// All sessions, the newest first
@@ -165,13 +173,13 @@ async fn revoke_all(State(behind): State<Behind>) -> Json<Revoked> {
     Json(Revoked { revoked: behind.sessions().revoke_all(Timestamp::now()) })
 }
 
-/// An answer that sets the session's cookie, for so many seconds.
-fn set_cookie(value: &Secret<String>, seconds: i64) -> Result<Response, Problem> {
+/// The header that sets the session's cookie, for so many seconds.
+fn set_cookie(value: &Secret<String>, seconds: i64) -> Result<[(HeaderName, HeaderValue); 1], Problem> {
     let text = format!("{COOKIE}={}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}", value.expose());
     let mut cookie = HeaderValue::try_from(text)
         .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "the cookie can't be sent"))?;
     cookie.set_sensitive(true);
-    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
+    Ok([(header::SET_COOKIE, cookie)])
 }
 
 fn bits() -> Result<Bits, Problem> {
