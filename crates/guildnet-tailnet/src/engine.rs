@@ -71,6 +71,7 @@ pub struct Engine {
     shards: Vec<Shard>,
     control: Shard,
     next: AtomicUsize,
+    trust: tls::Shared,
     cancel: CancellationToken,
 }
 
@@ -91,13 +92,13 @@ impl Engine {
         let shards = (0..count).map(|n| Shard::spawn(&format!("tailnet-{n}"))).collect::<Result<_, _>>()?;
         let control = Shard::spawn("tailnet-control")?;
         let (next, cancel) = (AtomicUsize::new(0), CancellationToken::new());
-        Ok(Arc::new(Self { config, shards, control, next, cancel }))
+        Ok(Arc::new(Self { config, shards, control, next, trust: tls::Shared::default(), cancel }))
     }
 }
 
 impl StartConnector for Engine {
     fn start(&self, spec: ConnectorSpec) -> Result<Arc<dyn Connector>, ConnectorError> {
-        let tls = tls::client_config(spec.ca_pem.as_deref())?;
+        let tls = self.trust.of(spec.ca_pem.as_deref())?;
         let identity = Arc::new(Identity::load_or_create(&spec.state_dir)?);
         let shard = &self.shards[self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len()];
         let socket = udp::bind().map_err(|e| system(&e))?;

@@ -3,13 +3,41 @@
 //! The system's roots and, beside them, the ones that the user gave. One config serves the login server and its relays; no
 //! other part of the process is affected by it. What is spoken inside is in `control/connect.rs` and `relay.rs`.
 
-use std::{future::Future, io, net::Ipv4Addr, pin::pin, sync::Arc};
+use std::{
+    future::Future,
+    io,
+    net::Ipv4Addr,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use guildnet_model::ConnectorError;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// The configs that connectors use now, one for all that trust the same: reading the system's roots takes milliseconds and
+/// some 100 KiB, and a hundred connectors of one Headscale need them once. What the system trusts is read again when the last
+/// connector that uses a config has gone.
+#[derive(Debug, Default)]
+pub(crate) struct Shared(Mutex<Vec<(Option<String>, Weak<ClientConfig>)>>);
+
+impl Shared {
+    /// The config for `ca_pem`; see [`client_config`].
+    pub(crate) fn of(&self, ca_pem: Option<&str>) -> Result<Arc<ClientConfig>, ConnectorError> {
+        // Every change is one push or a retain: a panic elsewhere leaves the list whole.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, config)| config.strong_count() > 0);
+        let found = known.iter().find(|(pem, _)| pem.as_deref() == ca_pem).and_then(|(_, config)| config.upgrade());
+        if let Some(config) = found {
+            return Ok(config);
+        }
+        let config = client_config(ca_pem)?;
+        known.push((ca_pem.map(str::to_owned), Arc::downgrade(&config)));
+        Ok(config)
+    }
+}
 
 /// The TLS client config for the login server and its relays: the system's roots and, beside them, `ca_pem`.
 ///
@@ -116,6 +144,19 @@ mod tests {
     fn a_given_certificate_is_trusted() {
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate");
         assert!(client_config(Some(&ca.cert.pem())).is_ok());
+    }
+
+    #[test]
+    fn who_trusts_the_same_shares_a_config_and_nobody_else() {
+        let pem = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate").cert.pem();
+        let (one, other, shared) = (pem("one"), pem("other"), Shared::default());
+        let of = |ca: Option<&str>| shared.of(ca).expect("a config");
+        let first = of(Some(&one));
+        assert!(Arc::ptr_eq(&first, &of(Some(&one))));
+        assert!(!Arc::ptr_eq(&first, &of(Some(&other))));
+        assert!(shared.of(Some("hello")).is_err(), "and an error is not kept");
+        drop(first);
+        assert!(shared.0.lock().expect("not poisoned").iter().all(|(_, config)| config.strong_count() == 0));
     }
 
     #[test]
