@@ -234,6 +234,11 @@ impl ClusterHandle {
         self.0.seen.borrow().status.clone()
     }
 
+    /// How often the connector became usable.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.seen.borrow().epoch
+    }
+
     /// Waits until the connector is usable, needs a person, or `limit` is over; returns the status then.
     pub(crate) async fn settled(&self, limit: Duration) -> ConnectorStatus {
         let settled = |s: &Seen| s.status.is_usable() || matches!(s.status.state, ConnectorState::NeedsKey { .. });
@@ -286,7 +291,7 @@ impl ClusterHandle {
         }
         let address = self.api_address().await.map_err(|e| HostError::explained(&e).of_cluster(self.id()))?;
         let dialer = self.dialer()?;
-        let epoch = self.0.seen.borrow().epoch;
+        let epoch = self.epoch();
         let mut kept = self.0.api.lock().await;
         if let Some((of, api)) = kept.as_ref()
             && *of == epoch

@@ -40,7 +40,7 @@ use tokio::{
 
 pub use person::{Person, become_person};
 
-use crate::{HostError, client::HostClient, error::Explained as _, systemd};
+use crate::{HostError, client::HostClient, error::Explained as _, settings::JSON_LOG, systemd};
 
 /// How often a starting process is asked. Its lock and files are all that there is to see at first, and nothing tells
 /// when they change.
@@ -312,7 +312,7 @@ impl Place<'_> {
         if self.running()?.is_some() {
             return Err(self.taken());
         }
-        let (log, seen) = self.open_log()?;
+        let (log, seen) = self.open_log(args.iter().any(|arg| arg == JSON_LOG))?;
         let mut child = self.spawn(args, home, log)?;
         let limit = Instant::now() + self.kind.start_time;
         loop {
@@ -381,7 +381,7 @@ impl Place<'_> {
     }
 
     /// Opens the log for appending; also says how long it is. One that has grown large is put aside first.
-    fn open_log(self) -> Result<(File, u64), HostError> {
+    fn open_log(self, json: bool) -> Result<(File, u64), HostError> {
         let path = self.log_file();
         if path.metadata().is_ok_and(|meta| meta.len() > LOG_LIMIT) {
             std::fs::rename(&path, self.old_log_file()).map_err(private::PrivateError::io(&path)).explained()?;
@@ -391,7 +391,14 @@ impl Place<'_> {
         let opened = options.open(&path).and_then(|mut log| {
             // What follows belongs to this start, whatever the last one left.
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
-            writeln!(log, "--- {now} guildnet {} starts", env!("CARGO_PKG_VERSION"))?;
+            let version = env!("CARGO_PKG_VERSION");
+            match json {
+                true => writeln!(
+                    log,
+                    r#"{{"timestamp":"{now}","level":"INFO","message":"guildnet {version} starts","target":"guildnet"}}"#
+                )?,
+                false => writeln!(log, "--- {now} guildnet {version} starts")?,
+            }
             let seen = log.metadata()?.len();
             Ok((log, seen))
         });

@@ -1,10 +1,12 @@
 //! The door: HTTPS on 127.0.0.1:8090, the only way into a running Host App.
 //!
-//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`, `door/session.rs`: by which credential),
-//!   `door/routes.rs` what there is behind it (`door/v1.rs`: the API), `door/serve.rs` moves the bytes, `door/crowd.rs` says which
-//!   connection gives way, `door/certificate.rs` renews what TLS shows,
-//!   `door/problem.rs` says no; `door/api.rs` is what it asks of the Host App, and all that it knows of it.
-//! - Behind `/k8s/` is `proxy.rs`, with rules of its own. `door/shell.rs` is the page: signing in, and little more yet.
+//! - `door/gate.rs` decides who may pass (`door/token.rs`, `door/kube_token.rs`, `door/metrics_token.rs`, `door/session.rs`: by
+//!   which credential), `door/routes.rs` what there is behind it (`door/v1.rs`: the API), `door/serve.rs` moves the bytes,
+//!   `door/crowd.rs` says which connection gives way, `door/certificate.rs` renews what TLS shows, `door/problem.rs` says no;
+//!   `door/api.rs` is what it asks of the Host App, and all that it knows of it.
+//! - Behind `/k8s/` is `proxy.rs`, with rules of its own; behind `/metrics` is `metrics.rs`. `door/shell.rs` is the page: signing
+//!   in, and little more yet.
+//! - Every request has a name in the log: `door/trace.rs`.
 //! - Loopback only: the certificate names nothing else. No CORS.
 //!
 //! Bound by [`Door::bind`], so that a port that is taken is known before anything runs; serving begins with
@@ -15,6 +17,7 @@ mod certificate;
 mod crowd;
 mod gate;
 pub(crate) mod kube_token;
+pub(crate) mod metrics_token;
 pub(crate) mod problem;
 mod routes;
 mod serve;
@@ -23,6 +26,7 @@ mod shell;
 #[cfg(test)]
 pub(crate) mod tests;
 mod token;
+pub(crate) mod trace;
 mod v1;
 
 use std::{
@@ -121,7 +125,7 @@ impl Door {
                 (TcpListener::from_std(listener).map_err(|why| not_taken(&why))?, address)
             }
         };
-        let certificate = Certificate::load(home)?;
+        let certificate = Certificate::load(home, Arc::clone(api.metrics()))?;
         let gate = Gate::new(address, token(home)?);
         Ok(Self { listener, address, server: Server::new(gate, certificate, api, servers, limits) })
     }

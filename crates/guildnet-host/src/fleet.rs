@@ -21,6 +21,7 @@ use crate::{
     events::{Events, What},
     forward::{Open, Ways},
     names::OpenError,
+    metrics::Metrics,
     server::Server,
     set::ClusterChange,
 };
@@ -34,6 +35,7 @@ pub(crate) struct Fleet {
     members: RwLock<BTreeMap<ClusterId, Member>>,
     /// One reload at a time; readers of `members` do not wait for it.
     reloading: Mutex<()>,
+    metrics: Arc<Metrics>,
 }
 
 struct Member {
@@ -57,7 +59,7 @@ impl Fleet {
     /// A fleet without clusters; [`Self::reload`] brings them.
     pub(crate) fn new(store: Store, connectors: Arc<dyn StartConnector>) -> Self {
         let (events, members, reloading) = (Arc::default(), RwLock::default(), Mutex::default());
-        Self { store, connectors, events, members, reloading }
+        Self { store, connectors, events, members, reloading, metrics: Arc::default() }
     }
 
     /// What happens to its clusters.
@@ -68,6 +70,11 @@ impl Fleet {
     /// The store that it follows.
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What is counted of these clusters.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     fn members(&self) -> RwLockReadGuard<'_, BTreeMap<ClusterId, Member>> {
@@ -89,6 +96,7 @@ impl Fleet {
     pub(crate) async fn reload(&self) -> Result<Changes, HostError> {
         let _alone = self.reloading.lock().await;
         let records = self.store.list().await.explained()?;
+        self.metrics.know(&records.iter().map(|r| r.id.clone()).collect::<Vec<_>>());
         let mut leaving = Vec::new();
         let mut coming = Vec::new();
         {

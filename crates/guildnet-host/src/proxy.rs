@@ -29,13 +29,17 @@ use axum::{
 };
 use guildnet_kube::{ApiServer, ForwardBody, Upgrade};
 use guildnet_model::{BoxFuture, ClusterId};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 
-use crate::HostError;
-pub(crate) use limits::Limits;
+use crate::{
+    HostError,
+    door::trace::{self, RequestId},
+    metrics::{Begun, Metrics, Timed, Verb},
+};
+pub(crate) use limits::{Limits, Places, Taken};
 pub(crate) use refusal::Refusal;
 pub(crate) use tunnel::Life;
 
@@ -58,50 +62,59 @@ pub(crate) trait ApiServers: Send + Sync {
     fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>>;
 }
 
-/// The name of a request, in the answer: in the log of the Host App, and in the API server's audit log.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
 /// Whether a path is the proxy's, so that whatever is said about it is a `Status`.
 pub(crate) fn is_below(path: &str) -> bool {
     path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
 }
 
 /// Answers one request that the gate has let pass. `life` is what a tunnel holds for as long as it lives.
-pub(crate) async fn serve(servers: &dyn ApiServers, limits: &Limits, request: Request, life: Life) -> Response {
+pub(crate) async fn serve(
+    servers: &dyn ApiServers,
+    metrics: &Metrics,
+    limits: &Limits,
+    request: Request,
+    life: Life,
+) -> Response {
     let begun = Instant::now();
-    let id = format!("{:016x}", rand::random::<u64>());
     let method = request.method().clone();
     let raw = request.uri().path().to_owned();
-    let (cluster, shape, answered) = match Asked::of(&raw) {
+    let (counted, shape, answered) = match Asked::of(&raw) {
         Err(refusal) => (None, String::new(), Err(refusal)),
         Ok(asked) => {
-            let answered = pass_on(servers, limits, &asked, request, life, &id).await;
-            (Some(asked.cluster), asked.what.shape(), answered)
+            trace::about(&asked.cluster);
+            let lasts = asked.what.lasts(request.uri().query().unwrap_or_default());
+            let verb = Verb::of(&method, lasts, request.headers().contains_key(header::UPGRADE));
+            let counts = metrics.of(&asked.cluster);
+            let timed = counts.as_ref().and_then(|counts| Begun::of(counts, verb, begun));
+            let answered = pass_on(servers, limits, &asked, request, life, timed).await;
+            (counts.map(|counts| (counts, verb)), asked.what.shape(), answered)
         }
     };
-    let cluster = cluster.map(|c| c.to_string()).unwrap_or_default();
     let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let mut response = match answered {
+    let response = match answered {
         Ok(response) => {
             let status = response.status().as_u16();
-            tracing::debug!(request = id, cluster, %method, path = shape, status, ms, "passed on");
+            tracing::debug!(%method, path = shape, status, ms, "passed on");
             response
         }
         Err(refusal) => {
             let status = refusal.status();
+            if let Some((counts, _)) = &counted {
+                counts.refused(status);
+            }
             // What a client can repeat without end is not written down each time.
             let written = status.is_server_error() || status == StatusCode::FORBIDDEN;
             let status = status.as_u16();
             if written {
-                tracing::info!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
+                tracing::info!(%method, path = shape, status, ms, %refusal, "not passed on");
             } else {
-                tracing::debug!(request = id, cluster, %method, path = shape, status, ms, %refusal, "not passed on");
+                tracing::debug!(%method, path = shape, status, ms, %refusal, "not passed on");
             }
             refusal.into_response()
         }
     };
-    if let Ok(id) = HeaderValue::try_from(id) {
-        response.headers_mut().insert(REQUEST_ID, id);
+    if let Some((counts, verb)) = counted {
+        counts.answered(verb, response.status());
     }
     response
 }
@@ -112,10 +125,12 @@ async fn pass_on(
     asked: &Asked<'_>,
     request: Request,
     life: Life,
-    id: &str,
+    timed: Option<Begun>,
 ) -> Result<Response, Refusal> {
     let (mut head, body) = request.into_parts();
-    let passed = head::pass(&head, id)?;
+    // Every request has got one at the door.
+    let id = head.extensions.get().copied().unwrap_or_else(RequestId::new);
+    let passed = head::pass(&head, &id.to_string())?;
     // The gate has seen to it that an origin, where there is one, is the door's own.
     if asked.by == For::Page && passed.upgrade.is_some() && !head.headers.contains_key(header::ORIGIN) {
         let said = "an upgrade is for the door's own page, which says its origin";
@@ -140,7 +155,7 @@ async fn pass_on(
     match (passed.upgrade, near) {
         (Some(_), Some(near)) if body.is_end_stream() => switch(&server, asked, head, near, place, life).await,
         (Some(_), _) => Err(Refusal::new(StatusCode::BAD_REQUEST, "a request for an upgrade has no body")),
-        (None, _) => exchange(&server, asked, head, body, place).await,
+        (None, _) => exchange(&server, asked, head, body, place, timed).await,
     }
 }
 
@@ -151,6 +166,7 @@ async fn exchange(
     head: Parts,
     body: Body,
     place: Place,
+    timed: Option<Begun>,
 ) -> Result<Response, Refusal> {
     let (body, late) = Coming::new(body);
     let answer = server.forward(Request::from_parts(head, body.boxed_unsync())).await.map_err(|error| {
@@ -160,7 +176,7 @@ async fn exchange(
         }
         Refusal::of_kube(&asked.cluster, &error)
     })?;
-    give(server, asked, answer, place)
+    give(server, asked, answer, (place, timed.map(Begun::answered)))
 }
 
 /// One request for an upgrade, and the tunnel that follows.
@@ -174,7 +190,7 @@ async fn switch(
 ) -> Result<Response, Refusal> {
     let answer = server.upgrade(Request::from_parts(head, ())).await;
     match answer.map_err(|error| Refusal::of_kube(&asked.cluster, &error))? {
-        Upgrade::Refused(answer) => give(server, asked, answer, place),
+        Upgrade::Refused(answer) => give(server, asked, answer, (place, None)),
         Upgrade::Switched(answer, far) => {
             let protocol = answer.headers().get(header::UPGRADE).cloned();
             let mut response = Response::new(Body::empty());
@@ -184,22 +200,22 @@ async fn switch(
             if let Some(protocol) = protocol {
                 response.headers_mut().insert(header::UPGRADE, protocol);
             }
-            tunnel::spawn(&asked.cluster, near, far, place, life);
+            tunnel::spawn(near, far, place, life);
             Ok(response)
         }
     }
 }
 
-/// Passes an answer back; the request's place is held until its body has ended.
+/// Passes an answer back; the request's place is held, and its time runs, until its body has ended.
 fn give(
     server: &ApiServer,
     asked: &Asked<'_>,
     answer: http::Response<ForwardBody>,
-    place: Place,
+    held: (Place, Option<Timed>),
 ) -> Result<Response, Refusal> {
     let (head, body) = answer.into_parts();
     let headers = cleaned(server, asked, head.status, &head.headers)?;
-    let mut response = Response::new(Body::new(Going::new(body, place)));
+    let mut response = Response::new(Body::new(Going::new(body, held)));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
     Ok(response)

@@ -16,6 +16,29 @@ use crate::ManagedSettings;
 /// Where the Host App listens unless told otherwise: loopback only.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8090);
 
+/// How the log of a process that serves is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines of text.
+    #[default]
+    Text,
+    /// A JSON object each line.
+    Json,
+}
+
+impl LogFormat {
+    /// What makes a Host App that is started write so; the form that it has anyway needs nothing.
+    pub(crate) fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Text => None,
+            Self::Json => Some(JSON_LOG),
+        }
+    }
+}
+
+/// The argument of `serve` for [`LogFormat::Json`].
+pub(crate) const JSON_LOG: &str = "--log-format=json";
+
 /// Preauth keys of one cluster, given by hand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeysAtHand {
@@ -32,6 +55,8 @@ pub struct Settings {
     pub home: PathBuf,
     /// Where the Host App listens.
     pub listen: SocketAddr,
+    /// How a Host App that is started or described writes its log (`GUILDNET_LOG_FORMAT`).
+    pub log_format: LogFormat,
     /// The Headscale server (`HEADSCALE_URL`, else `TS_LOGIN_SERVER`).
     pub headscale_url: Option<Url>,
     /// Headscale API key. Without one, keys from a namespace file suffice.
@@ -63,6 +88,7 @@ impl Settings {
         Self {
             home,
             listen: DEFAULT_LISTEN,
+            log_format: LogFormat::default(),
             headscale_url: None,
             api_key: None,
             headscale_ca: None,

@@ -282,14 +282,19 @@ async fn of_cluster(handle: &ClusterHandle) -> ClusterStatus {
 
 /// The best path to a router of the cluster, and that router's name.
 fn way(snapshot: &ConnectorSnapshot) -> (Option<PathKind>, Option<String>) {
+    let best = best_router(snapshot);
+    (best.map(|p| p.path), best.map(|p| p.name.clone()))
+}
+
+/// The router of the cluster with the best path, of those that are there.
+pub(crate) fn best_router(snapshot: &ConnectorSnapshot) -> Option<&PeerInfo> {
     let rank = |path| match path {
         PathKind::Direct => 0,
         PathKind::Relay => 1,
         PathKind::Idle => 2,
     };
     let routers = snapshot.peers.iter().filter(|p| p.trusted && p.online != Some(false));
-    let best = routers.min_by_key(|p| rank(p.path));
-    (best.map(|p| p.path), best.map(|p| p.name.clone()))
+    routers.min_by_key(|p| rank(p.path))
 }
 
 /// A connector's state as one word.
@@ -371,4 +376,12 @@ pub(crate) async fn dial(
 /// It can't be read, or not be made where there is none yet.
 pub fn token(settings: &Settings) -> Result<Secret<String>, HostError> {
     door::token(&settings.home)
+}
+
+/// The token of a Prometheus server: it opens `/metrics` and nothing else, and is the same until [`token`] is another one.
+///
+/// # Errors
+/// As [`token`].
+pub fn metrics_token(settings: &Settings) -> Result<Secret<String>, HostError> {
+    token(settings).map(|long| door::metrics_token::of(&long))
 }

@@ -464,13 +464,14 @@ async fn serve(settings: &Settings, clusters: &mut [ClusterUp], progress: &dyn P
             host
         }
         None => {
-            let args = [
+            let mut args = vec![
                 "serve".into(),
                 "--home".into(),
                 settings.home.clone().into(),
                 "--listen".into(),
                 settings.listen.to_string().into(),
             ];
+            args.extend(settings.log_format.flag().map(Into::into));
             daemon::start_background(&args, &settings.home).await?;
             let host = HostClient::discover(&settings.home)?.ok_or_else(|| {
                 HostError::new(Class::Failed, "the Host App ended as soon as it had started")

@@ -85,6 +85,7 @@ pub(crate) async fn verify_fleet(
     for cluster in &asked {
         fleet.remember(cluster).await;
     }
+    fleet.metrics().verified(&report);
     tracing::info!(summary = report.summary(), "verified");
     Ok(report)
 }

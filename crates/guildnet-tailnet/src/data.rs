@@ -28,6 +28,7 @@ use tokio::{
     task::yield_now,
     time::sleep_until,
 };
+use tracing::Instrument as _;
 
 use self::{
     flows::Flows,
@@ -152,7 +153,8 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         identity: identity.clone(),
     };
     // A child of its own: the control connection is ended last, so that it can still say goodbye.
-    let control_task = control.spawn(control::run(config, reports.subscribe(), control_tx, cancel.child_token()));
+    let controlling = control::run(config, reports.subscribe(), control_tx, cancel.child_token());
+    let control_task = control.spawn(controlling.in_current_span());
     let mut node_key = identity.watch_node();
     let mut node = Node {
         own: Rc::new(OwnKey::new(&node_key.borrow_and_update())),

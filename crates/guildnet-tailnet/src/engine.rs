@@ -23,6 +23,7 @@ use tokio::{
     task::{JoinSet, LocalSet},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     connector::{self, TailnetConnector},
@@ -113,7 +114,9 @@ impl StartConnector for Engine {
             max_flows: self.config.max_flows,
             spec,
         };
-        let job: Job = Box::new(move || Box::pin(data::run(setup, ends)));
+        // At every level of the log: each line of a connector, and of what it starts, says whose it is.
+        let span = tracing::error_span!("connector", cluster = %setup.spec.cluster);
+        let job: Job = Box::new(move || Box::pin(data::run(setup, ends).instrument(span)));
         shard.submit(job)?;
         Ok(Arc::new(TailnetConnector::new(shared)))
     }

@@ -89,7 +89,11 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Trust(Trust),
     /// Print the Host App's access token, the credential of its API
-    Token,
+    Token {
+        /// Print a Prometheus server's instead: it opens /metrics and nothing else, as long as the access token stays the same
+        #[arg(long)]
+        metrics: bool,
+    },
     /// The certificate of the Host App's own address
     #[command(subcommand)]
     Certs(Certs),
@@ -203,12 +207,34 @@ pub(crate) struct Serve {
     /// A socket that systemd hands over is taken instead.
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    /// How the log is written: lines of text, or a JSON object a line [env: GUILDNET_LOG_FORMAT] [default: text]
+    ///
+    /// With --systemd it is put into the unit. The variable counts for the Host App that `guildnet up` starts, too.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) log_format: Option<LogForm>,
     /// Print a systemd unit instead, and change nothing: `user` for a systemd of your own, `system` for the machine's
     #[arg(long, value_enum, value_name = "WHOSE", num_args = 0..=1, require_equals = true, default_missing_value = "user")]
     pub(crate) systemd: Option<Systemd>,
     /// With --systemd: print the socket unit, which keeps the port while the Host App is not running
     #[arg(long, requires = "systemd")]
     pub(crate) socket: bool,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
+    Text,
+    Json,
+}
+
+impl LogForm {
+    /// As it is typed.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -25,6 +25,11 @@ impl Failure {
         Self { class, message: String::new(), hint: None }
     }
 
+    /// Whether nothing is left to be said.
+    pub(crate) fn is_said(&self) -> bool {
+        self.message.is_empty()
+    }
+
     /// Puts the name of what was asked for before the cause.
     pub(crate) fn about(mut self, thing: impl fmt::Display) -> Self {
         self.message = format!("{thing}: {}", self.message);
@@ -42,7 +47,7 @@ impl Failure {
 
     /// What a person reads: one line for thing and cause, one for the next step. Further lines of either are indented.
     pub(crate) fn render(&self, style: Style) -> String {
-        if self.message.is_empty() {
+        if self.is_said() {
             return String::new();
         }
         let mut text = format!("{} {}\n", style.red("error:"), self.message.trim_end().replace('\n', "\n  "));

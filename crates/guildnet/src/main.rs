@@ -20,7 +20,7 @@ use std::{
 };
 
 use clap::Parser;
-use guildnet_host::{Handed, daemon};
+use guildnet_host::{Handed, LogFormat, daemon};
 use guildnet_model::Class;
 
 use crate::{
@@ -28,23 +28,24 @@ use crate::{
     environment::Environment,
     failure::Failure,
     run::Context,
-    talk::{Style, Talk},
+    talk::Talk,
 };
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let root = rustix::process::geteuid().is_root();
-    match prepare_and_run(cli) {
+    let mut talk = Talk::new();
+    match prepare_and_run(cli, &mut talk) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let failure = if root { failure.of_former_root() } else { failure };
-            Talk::new().say(failure.render(Style::of(&std::io::stderr())).trim_end());
+            talk.fail(&failure);
             failure.exit_code()
         }
     }
 }
 
-fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
+fn prepare_and_run(cli: Cli, talk: &mut Talk) -> Result<(), Failure> {
     match cli.command {
         Command::Version(args) => return run::version(args.output),
         Command::Completion { shell } => return run::completion(shell),
@@ -76,12 +77,19 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
         // In the background it was started by way of /proc/self/exe, which `ps` would show. Only a name: no matter if refused.
         let _unnamed = rustix::thread::set_name(c"guildnet");
     }
-    log::start(cli.verbose, serves);
-    let talk = Talk::new();
+    let format = match &cli.command {
+        Command::Serve(args) => settings::log_format(args.log_format, &env)?,
+        Command::Headscale(cli::Headscale::Serve(_)) => settings::log_format(None, &env)?,
+        _ => LogFormat::Text,
+    };
+    log::start(cli.verbose, serves, format);
+    if serves {
+        *talk = talk.in_log(format);
+    }
     if let Some(warning) = env_file.and_then(|file| env.warning(file)) {
         talk.say(&warning);
     }
-    let context = Context { home, env, talk };
+    let context = Context { home, env, talk: *talk };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| {
         Failure::new(
             Class::Precondition,

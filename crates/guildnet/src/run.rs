@@ -63,7 +63,7 @@ pub(crate) async fn run(command: Command, handed: Handed, context: &Context) -> 
         Command::Ui(args) => page::ui(&args, context).await,
         Command::Sessions(args) => page::sessions(args, context).await,
         Command::Trust(command) => page::trust(command, context).await,
-        Command::Token => token(context),
+        Command::Token { metrics } => token(metrics, context),
         Command::Certs(cli::Certs::Regen { new_ca }) => certs(new_ca, context).await,
         Command::Completion { shell } => completion(shell),
         Command::Version(args) => version(args.output),
@@ -266,10 +266,12 @@ async fn copy_both_ways(io: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWr
 }
 
 /// The one command that prints a credential, because it is asked for nothing else: for curl and scripts on this device.
-fn token(context: &Context) -> Result<(), Failure> {
-    let token = guildnet_host::token(&context.settings(Flags::default())?)?;
+fn token(metrics: bool, context: &Context) -> Result<(), Failure> {
+    let settings = context.settings(Flags::default())?;
+    let token = if metrics { guildnet_host::metrics_token(&settings)? } else { guildnet_host::token(&settings)? };
     if std::io::stdout().is_terminal() {
-        context.talk.say("This is the credential of the Host App's API; keep it to yourself.");
+        let what = if metrics { "of /metrics" } else { "of the Host App's API" };
+        context.talk.say(&format!("This is the credential {what}; keep it to yourself."));
     }
     print::out(&format!("{}\n", token.expose()))
 }

@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use guildnet_host::{AddressChoice, KeysAtHand, KubeconfigRef, ManagedSettings, Settings};
+use guildnet_host::{AddressChoice, KeysAtHand, KubeconfigRef, LogFormat, ManagedSettings, Settings};
 use guildnet_model::{Class, ClusterId, Networks, Secret};
 use url::Url;
 
 use crate::{
-    cli::{AllowArgs, HeadscaleArgs, KubeconfigArgs, ManagedArgs},
+    cli::{AllowArgs, HeadscaleArgs, KubeconfigArgs, LogForm, ManagedArgs},
     environment::Environment,
     failure::Failure,
 };
@@ -24,6 +24,7 @@ const FILE_LIMIT: u64 = 1 << 20;
 /// Flags that become settings, gathered from whichever subcommand has them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
+    pub(crate) log_format: Option<LogForm>,
     pub(crate) headscale: HeadscaleArgs,
     pub(crate) login_server: Option<String>,
     pub(crate) listen: Option<String>,
@@ -74,10 +75,27 @@ impl Flags {
             .map(|(name, text)| host_label(text).map_err(|f| f.about(name)))
             .transpose()?;
         settings.image = self.image.or_else(|| env.get("GUILDNET_ROUTER_IMAGE"));
+        settings.log_format = log_format(self.log_format, env)?;
         settings.managed = managed(self.managed, env)?;
         settings.allow_files = self.allow.allow_files;
         settings.allow_exec = self.allow.allow_exec.into_iter().map(program).collect::<Result<_, _>>()?;
         Ok(settings)
+    }
+}
+
+/// The form of the log of what runs in the background or serves.
+///
+/// # Errors
+/// `GUILDNET_LOG_FORMAT` holds another word.
+pub(crate) fn log_format(flag: Option<LogForm>, env: &Environment) -> Result<LogFormat, Failure> {
+    match flag.map(LogForm::word).map(str::to_owned).or_else(|| env.get("GUILDNET_LOG_FORMAT")).as_deref() {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(other) => Err(Failure::new(
+            Class::Usage,
+            format!("GUILDNET_LOG_FORMAT: {other:?} is no form of a log"),
+            "write text or json",
+        )),
     }
 }
 
@@ -196,17 +214,20 @@ pub(crate) fn kubeconfig(args: KubeconfigArgs, env: &Environment) -> Result<Kube
 pub(crate) fn server_url(text: &str) -> Result<Url, Failure> {
     let wrong =
         |why: &str| Failure::new(Class::Usage, format!("{text:?} {why}"), "write https://HOST or https://HOST:PORT");
+    // Not repeated: what stands before the sign may be a password.
+    if text.contains('@') {
+        return Err(Failure::new(
+            Class::Usage,
+            "the address holds more than host and port",
+            "write https://HOST or https://HOST:PORT",
+        ));
+    }
     // Keys and Noise's first bytes travel under it: without TLS, whoever answers is believed.
     let url: Url = text.parse().map_err(|_| wrong("is no address"))?;
     if url.scheme() != "https" || url.host().is_none() {
         return Err(wrong("is no https address"));
     }
-    if url.path() != "/"
-        || url.query().is_some()
-        || url.fragment().is_some()
-        || !url.username().is_empty()
-        || url.password().is_some()
-    {
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         return Err(Failure::new(
             Class::Usage,
             "the address holds more than host and port",

@@ -5,8 +5,10 @@ use std::{
     time::Instant,
 };
 
-use guildnet_host::Progress;
+use guildnet_host::{LogFormat, Progress};
 use guildnet_model::ClusterId;
+
+use crate::failure::Failure;
 
 /// Whether text is coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +18,6 @@ pub(crate) struct Style {
 
 impl Style {
     /// No colour.
-    #[cfg(test)]
     pub(crate) const PLAIN: Self = Self { colour: false };
 
     /// Colour on a terminal, unless `NO_COLOR` is set and not empty (no-color.org) or the terminal is dumb.
@@ -52,19 +53,38 @@ impl Style {
 }
 
 /// Progress lines with the time since the command began: `[  12.3s] a: router ready (1/1)`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Talk {
     begin: Instant,
     style: Style,
+    /// Lines are events of the log instead, for whoever reads each line as JSON.
+    as_events: bool,
 }
 
 impl Talk {
     pub(crate) fn new() -> Self {
-        Self { begin: Instant::now(), style: Style::of(&std::io::stderr()) }
+        Self { begin: Instant::now(), style: Style::of(&std::io::stderr()), as_events: false }
+    }
+
+    /// The same for a process that serves with this form of the log, which has begun.
+    pub(crate) fn in_log(self, format: LogFormat) -> Self {
+        Self { as_events: format == LogFormat::Json, ..self }
+    }
+
+    /// Says what ended the command.
+    pub(crate) fn fail(&self, failure: &Failure) {
+        match self.as_events {
+            true if failure.is_said() => {}
+            true => tracing::error!("{}", failure.render(Style::PLAIN).trim_end()),
+            false => self.say(failure.render(self.style).trim_end()),
+        }
     }
 
     /// Says a line, without a time.
     pub(crate) fn say(&self, text: &str) {
+        if self.as_events {
+            return tracing::info!("{text}");
+        }
         // Whoever closed standard error does not want to hear it.
         let _closed = writeln!(std::io::stderr(), "{text}");
     }
@@ -80,7 +100,11 @@ impl Talk {
 
 impl Progress for Talk {
     fn step(&self, cluster: Option<&ClusterId>, text: &str) {
-        self.say(&self.line(cluster, text));
+        match (self.as_events, cluster) {
+            (true, Some(cluster)) => tracing::info!(%cluster, "{text}"),
+            (true, None) => tracing::info!("{text}"),
+            (false, _) => self.say(&self.line(cluster, text)),
+        }
     }
 }
 
@@ -90,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_line_has_time_cluster_and_text() {
-        let talk = Talk { begin: Instant::now(), style: Style::PLAIN };
+        let talk = Talk { begin: Instant::now(), style: Style::PLAIN, as_events: false };
         let a = "a".parse().expect("an id");
         assert_eq!(talk.line(Some(&a), "router ready (1/1)"), "[   0.0s] a: router ready (1/1)");
         assert_eq!(talk.line(None, "policy unchanged"), "[   0.0s] policy unchanged");

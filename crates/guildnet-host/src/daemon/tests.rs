@@ -91,7 +91,7 @@ async fn a_host_app_that_does_not_listen_is_killed() {
 fn the_log_is_private_and_put_aside_when_it_is_large() {
     let home = home();
     private::make_dir(home.path()).expect("private");
-    let (mut log, seen) = HOST.of(home.path()).open_log().expect("opened");
+    let (mut log, seen) = HOST.of(home.path()).open_log(false).expect("opened");
     for n in 0..100 {
         writeln!(log, "line {n}").expect("written");
     }
@@ -102,7 +102,7 @@ fn the_log_is_private_and_put_aside_when_it_is_large() {
     assert_eq!(HOST.of(home.path()).tail(log.metadata().expect("meta").len()), "", "nothing of an earlier start");
 
     log.set_len(LOG_LIMIT + 1).expect("grown");
-    let (log, _) = HOST.of(home.path()).open_log().expect("opened");
+    let (log, _) = HOST.of(home.path()).open_log(false).expect("opened");
     assert!(log.metadata().expect("meta").len() < 100);
     private::check(&home.path().join("host.log.1")).expect("kept aside");
 }

@@ -10,6 +10,7 @@ use crate::{
     events::Events,
     forward::Forwards,
     jobs::{Job, Jobs, Work},
+    metrics::{ClusterSeen, Metrics},
     names::OpenError,
     set::ClusterChange,
     status::ConnectorShown,
@@ -85,6 +86,12 @@ pub(crate) trait HostApi: Send + Sync {
     /// # Errors
     /// Too many jobs run.
     fn verify(&self, clusters: Vec<ClusterId>) -> Result<Job, HostError>;
+
+    /// What is counted. The clusters that it knows are those that there are.
+    fn metrics(&self) -> &Arc<Metrics>;
+
+    /// All clusters for `/metrics`, by id. Ends within seconds, whatever a connector does.
+    fn observed(&self) -> BoxFuture<'_, Vec<ClusterSeen>>;
 
     /// Starts work on a cluster.
     ///

@@ -5,6 +5,7 @@
 //! (Origin), and all but a few show one of these:
 //! - the home folder's token, as bearer: opens everything;
 //! - a short-lived token made from it (`kube_token.rs`), as bearer: opens `/k8s/`;
+//! - a scraper's (`metrics_token.rs`), as bearer: opens `/metrics`;
 //! - the cookie of a session (`session.rs`), which a browser sends by itself, whoever's page made it send something. So it opens
 //!   only what the door's own page needs, and only where the browser says that this page is the one that asks
 //!   (`Sec-Fetch-Site: same-origin`, W3C Fetch Metadata). Cookies know no ports: a page of another port on this host is
@@ -20,6 +21,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts};
 
 use super::{
     kube_token::{self, Judged},
+    metrics_token,
     problem::Problem,
     token,
 };
@@ -47,6 +49,9 @@ pub(super) const COOKIE: &str = "__Host-guildnet";
 
 /// The header with the session's key.
 pub(super) const KEY: &str = "x-guildnet-key";
+
+/// What a scraper's token opens.
+pub(super) const METRICS_PATH: &str = "/metrics";
 
 /// What a short-lived token opens: paths that begin so, as they were sent. The routes behind the gate compare the same
 /// undecoded text, so there is no second reading of a path.
@@ -164,6 +169,14 @@ impl Gate {
                     .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token"))
             }
             Some((token, Judged::Other)) if token::equal(token, self.token.expose()) => Ok(Pass::Token),
+            Some((token, Judged::Other)) if metrics_token::is(&self.token, token) => {
+                if head.uri.path() == METRICS_PATH {
+                    return Ok(Pass::Token);
+                }
+                let detail = format!("this token opens {METRICS_PATH} only");
+                Err(Problem::new(StatusCode::FORBIDDEN, "wrong_scope", detail)
+                    .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token"))
+            }
             _ => Err(unauthorized()),
         }
     }
@@ -336,6 +349,22 @@ mod tests {
         for forged in ["Bearer gnk1.", "Bearer gnk1.9999999999.AAAAAAAAAAAAAAAAAAAAAA.AAAA"] {
             assert_eq!(said("/k8s/a", &[HOST, ("authorization", forged)]).as_deref(), Some("unauthorized"), "{forged}");
         }
+    }
+
+    #[test]
+    fn a_scrapers_token_opens_the_metrics_and_nothing_else() {
+        let token = metrics_token::of(&Secret::new(TOKEN.into()));
+        let bearer = format!("Bearer {}", token.expose());
+        let with = |uri: &str| said(uri, &[HOST, ("authorization", &bearer)]);
+        assert_eq!(with("/metrics"), None);
+        assert_eq!(with("/metrics?x=1"), None);
+        for uri in ["/metrics/", "//metrics", "/Metrics", "/%6detrics", "/api/v1/status", "/k8s/a/metrics", "/readyz"] {
+            assert_eq!(with(uri).as_deref(), Some("wrong_scope"), "{uri}");
+        }
+        assert_eq!(said("/metrics", &[HOST]).as_deref(), Some("unauthorized"));
+        assert_eq!(said_to_kubectl("/metrics", 1).as_deref(), Some("wrong_scope"));
+        let forged = [HOST, ("authorization", "Bearer gnm1.AAAA")];
+        assert_eq!(said("/metrics", &forged).as_deref(), Some("unauthorized"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What there is behind the door.
 //!
-//! The page (`shell.rs`), `/healthz`, `/readyz`, `/api/openapi.json` and what it describes below `/api/v1` (`v1.rs`). Below `/k8s/{id}` are the
+//! The page (`shell.rs`), `/healthz`, `/readyz`, `/metrics`, `/api/openapi.json` and what it describes below `/api/v1` (`v1.rs`).
+//! Below `/k8s/{id}` are the
 //! clusters' API servers (`proxy.rs`), and what is refused there is a Kubernetes `Status`.
 
 use std::{
@@ -17,6 +18,7 @@ use axum::{
     routing::{any, get},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use super::{
     HostApi,
@@ -24,9 +26,14 @@ use super::{
     gate::{Gate, Pass},
     problem::Problem,
     session::Sessions,
-    shell, v1,
+    shell,
+    trace::RequestId,
+    v1,
 };
-use crate::proxy::{self, ApiServers, Life, Limits, Refusal};
+use crate::{
+    metrics::{self, Surface},
+    proxy::{self, ApiServers, Life, Limits, Refusal},
+};
 
 /// The refusal of a connection that finds no place among the admitted.
 const BUSY: &str = "too_many_connections";
@@ -62,6 +69,7 @@ pub(super) fn router(behind: Behind) -> Router {
         .route(super::gate::HEALTH_PATH, get(async || "ok\n"))
         .merge(shell::routes())
         .route("/readyz", get(ready))
+        .route(super::gate::METRICS_PATH, get(scrape))
         .merge(v1::router())
         .route("/k8s", any(kube))
         .route("/k8s/", any(kube))
@@ -76,19 +84,33 @@ pub(super) fn router(behind: Behind) -> Router {
 
 async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Response {
     let (mut head, body) = request.into_parts();
+    let counts = &behind.api.metrics().door;
+    let surface = Surface::of(head.uri.path());
+    let id = RequestId::new();
+    head.extensions.insert(id);
+    let span = id.span();
     let session = |cookie: &str, key: &str| behind.sessions().find(cookie, key, jiff::Timestamp::now());
-    let passed = behind.gate.admit(&head, SystemTime::now(), session).and_then(|pass| placed(pass, &head));
+    let passed = span
+        .in_scope(|| behind.gate.admit(&head, SystemTime::now(), session))
+        .and_then(|pass| placed(pass, &head));
     let busy = passed.as_ref().is_err_and(|problem| problem.code == BUSY);
     let mut response = match passed {
         Ok(pass) => {
             head.extensions.insert(pass);
-            next.run(Request::from_parts(head, body)).await
+            next.run(Request::from_parts(head, body)).instrument(span).await
         }
-        Err(problem) if proxy::is_below(head.uri.path()) => Refusal::from(problem).into_response(),
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            counts.refused(&problem.code);
+            match surface {
+                Surface::Kube => Refusal::from(problem).into_response(),
+                Surface::Api | Surface::Other => problem.into_response(),
+            }
+        }
     };
+    counts.answered(surface, response.status());
     let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
     let headers = response.headers_mut();
+    id.put(headers);
     // The proxy has a word of its own about what may be kept.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -118,9 +140,16 @@ async fn ready(State(behind): State<Behind>) -> Result<&'static str, Problem> {
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "the Host App is still starting"))
 }
 
+/// What a Prometheus server asks for.
+async fn scrape(State(behind): State<Behind>) -> Response {
+    let clusters = behind.api.observed().await;
+    let text = behind.api.metrics().render(clusters, &behind.limits.places());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
 /// Passes a request on to a cluster's API server.
 pub(super) async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
     let slot = request.extensions_mut().remove::<Slot>().map(|slot| Arc::new(slot) as Arc<dyn Send + Sync>);
     let life = Life { slot, tasks: behind.tasks.clone(), cut: behind.cut.clone() };
-    proxy::serve(behind.servers.as_ref(), &behind.limits, request, life).await
+    proxy::serve(behind.servers.as_ref(), behind.api.metrics(), &behind.limits, request, life).await
 }

@@ -29,6 +29,7 @@ use super::{
     routes::{self, Behind},
 };
 use crate::{
+    metrics::Metrics,
     pki,
     proxy::{ApiServers, Limits},
 };
@@ -63,6 +64,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Server {
     /// See [`PLACES`]; less in a test.
     pub(super) places: Places,
+    metrics: Arc<Metrics>,
     certificate: Arc<Certificate>,
     routes: Router,
     tasks: TaskTracker,
@@ -79,6 +81,7 @@ impl Server {
         limits: Limits,
     ) -> Self {
         let (tasks, stopping, cut) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let metrics = Arc::clone(api.metrics());
         let behind = Behind {
             api,
             servers,
@@ -90,19 +93,22 @@ impl Server {
             cut: cut.clone(),
         };
         let certificate = Arc::new(certificate);
-        Self { places: PLACES, certificate, routes: routes::router(behind), tasks, stopping, cut }
+        Self { places: PLACES, metrics, certificate, routes: routes::router(behind), tasks, stopping, cut }
     }
 
     /// Accepts until `stop`, then drains.
     pub(super) async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let crowd = Crowd::new(self.places);
+        let crowd = Crowd::new(self.places, Arc::clone(&self.metrics));
+        self.metrics.door.limited_to(self.places.admitted + self.places.newcomers);
         self.tasks.spawn(Arc::clone(&self.certificate).keep(pki::today, stop.clone()));
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &crowd)).await {
+            let metrics = Arc::clone(&self.metrics);
             let acceptor = TlsAcceptor::from(self.certificate.current());
             let (routes, stop) = (self.routes.clone(), stop.clone());
             let (cut, give_way, joined) = (self.cut.clone(), slot.give_way(), Joined(self.tasks.clone()));
             self.tasks.spawn(async move {
-                let serving = cut.run_until_cancelled(connection(stream, slot, acceptor, routes, joined, stop));
+                let connection = connection(stream, slot, acceptor, routes, joined, stop, metrics);
+                let serving = cut.run_until_cancelled(connection);
                 if give_way.run_until_cancelled(serving).await.is_none() {
                     tracing::debug!("a connection that had shown nothing gave way");
                 }
@@ -153,14 +159,19 @@ async fn connection(
     routes: Router,
     joined: Joined,
     stop: CancellationToken,
+    metrics: Arc<Metrics>,
 ) {
     // Requests are small and each waits for its answer.
     let _ = stream.set_nodelay(true);
     let handshake = stop.run_until_cancelled(timeout(HEAD_TIME, acceptor.accept(stream)));
     let stream = match handshake.await {
         Some(Ok(Ok(stream))) => stream,
-        Some(Ok(Err(why))) => return tracing::debug!(%why, "no TLS"),
-        Some(Err(_)) | None => return,
+        Some(Ok(Err(why))) => {
+            metrics.door.no_tls();
+            return tracing::debug!(%why, "no TLS");
+        }
+        Some(Err(_)) => return metrics.door.no_tls(),
+        None => return,
     };
     let ended = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         speak_http2(stream, slot, routes, joined, stop).await

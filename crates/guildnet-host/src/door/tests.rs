@@ -26,6 +26,7 @@ use crate::{
     daemon::Instance,
     events::Events,
     jobs::{Job, JobKind, Jobs, Work, as_value},
+    metrics::{ClusterSeen, ConnectorSeen, Metrics},
     names::OpenError,
     set::ClusterChange,
     status::ConnectorShown,
@@ -37,12 +38,15 @@ use crate::{
 pub(crate) struct Fake {
     events: Arc<Events>,
     jobs: Jobs,
+    metrics: Arc<Metrics>,
 }
 
 impl Default for Fake {
     fn default() -> Self {
         let events = Arc::new(Events::default());
-        Self { jobs: Jobs::new(Arc::clone(&events)), events }
+        let metrics = Arc::new(Metrics::default());
+        metrics.know(&[id("a")]);
+        Self { jobs: Jobs::new(Arc::clone(&events)), events, metrics }
     }
 }
 
@@ -68,6 +72,14 @@ impl Fake {
 }
 
 impl HostApi for Fake {
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    fn observed(&self) -> BoxFuture<'_, Vec<ClusterSeen>> {
+        Box::pin(async { vec![ClusterSeen { id: id("a"), connector: ConnectorSeen::Disconnected }] })
+    }
+
     fn ready(&self) -> bool {
         true
     }

@@ -43,6 +43,7 @@ use super::{
     gate::COOKIE,
     problem::{Problem, Wire},
     routes::Behind,
+    trace,
 };
 use crate::HostError;
 
@@ -121,9 +122,11 @@ fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch].into_iter().flatten()
 }
 
-/// The cluster that a path names.
+/// The cluster that a path names: from here on the log says that the request is about it.
 pub(super) fn cluster_id(text: &str) -> Result<ClusterId, Problem> {
-    text.parse::<ClusterId>().map_err(|why| HostError::explained(&why).into())
+    let id = text.parse::<ClusterId>().map_err(|why| HostError::explained(&why))?;
+    trace::about(&id);
+    Ok(id)
 }
 
 /// The refusal for a cluster that is not there.

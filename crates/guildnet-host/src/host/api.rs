@@ -15,6 +15,7 @@ use crate::{
     forward::{Forwards, Open as _, Ways},
     jobs::{Job, JobKind, Jobs, Work, as_value},
     keys,
+    metrics::{self, ClusterSeen, Metrics},
     names::OpenError,
     namespace,
     proxy::ApiServers,
@@ -47,6 +48,14 @@ impl HostApi for Api {
 
     fn cluster<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ClusterStatus>> {
         Box::pin(async move { status::of_id(&self.fleet, id).await })
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        self.fleet.metrics()
+    }
+
+    fn observed(&self) -> BoxFuture<'_, Vec<ClusterSeen>> {
+        Box::pin(metrics::observe(&self.fleet))
     }
 
     fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>> {

@@ -1,9 +1,11 @@
 //! Which lines concern a cluster. Pure.
 //!
-//! A cluster is named in four ways: `cluster=a` and `cluster="a"` as a field of an event, `[   1.2s] a: ` as progress, and
-//! `cluster a: ` by an error. What begins with a space goes on with the line before it.
+//! In a line of text a cluster is named in four ways: `cluster=a` and `cluster="a"` as a field of an event or of what it is
+//! part of (a request, a connector), `[   1.2s] a: ` as progress, and `cluster a: ` by an error. What begins with a space goes on
+//! with the line before it. In a line of JSON it is the field `cluster`, of the event or of one of its spans, or the error.
 
 use guildnet_model::ClusterId;
+use serde::Deserialize;
 
 /// Lines of one cluster, or all.
 #[derive(Debug)]
@@ -16,14 +18,29 @@ pub(super) struct Selection {
 #[derive(Debug)]
 struct Wanted {
     fields: [String; 2],
+    id: String,
     error: String,
     progress: String,
+}
+
+/// What of a line of JSON can name a cluster; see the command's `log.rs`.
+#[derive(Deserialize)]
+struct Event {
+    cluster: Option<String>,
+    #[serde(default)]
+    spans: Vec<Span>,
+}
+
+#[derive(Deserialize)]
+struct Span {
+    cluster: Option<String>,
 }
 
 impl Selection {
     pub(super) fn of(cluster: Option<&ClusterId>) -> Self {
         let wanted = cluster.map(|id| Wanted {
             fields: [format!("cluster={id}"), format!("cluster=\"{id}\"")],
+            id: id.to_string(),
             error: format!("cluster {id}: "),
             progress: format!("s] {id}: "),
         });
@@ -42,6 +59,12 @@ impl Selection {
 
 impl Wanted {
     fn names(&self, line: &str) -> bool {
+        if line.starts_with('{')
+            && let Ok(event) = serde_json::from_str::<Event>(line)
+        {
+            let spans = event.spans.into_iter().filter_map(|span| span.cluster);
+            return event.cluster.into_iter().chain(spans).any(|id| id == self.id) || self.is_in_error(line);
+        }
         let field = |field: &String| {
             line.match_indices(field.as_str()).any(|(at, _)| {
                 let (before, after) = (&line[..at], &line[at + field.len()..]);
@@ -49,16 +72,16 @@ impl Wanted {
                 begins && (after.is_empty() || after.starts_with([' ', ',', '}']))
             })
         };
-        let error = || {
-            line.match_indices(&self.error)
-                .any(|(at, _)| at == 0 || line[..at].ends_with(|c: char| !c.is_alphanumeric()))
-        };
         // The first bracket closes the time.
         let progress = || {
             let rest = line.strip_prefix('[').and_then(|rest| rest.find("s] ").map(|at| &rest[at..]));
             rest.is_some_and(|rest| rest.starts_with(&self.progress))
         };
-        self.fields.iter().any(field) || error() || progress()
+        self.fields.iter().any(field) || self.is_in_error(line) || progress()
+    }
+
+    fn is_in_error(&self, line: &str) -> bool {
+        line.match_indices(&self.error).any(|(at, _)| at == 0 || line[..at].ends_with(|c: char| !c.is_alphanumeric()))
     }
 }
 
@@ -84,6 +107,25 @@ mod tests {
             "error: cluster a: there is no context x",
         ];
         assert_eq!(kept(&lines), lines);
+    }
+
+    #[test]
+    fn all_ways_to_name_a_cluster_in_json_are_known() {
+        let lines = [
+            r#"{"timestamp":"t","level":"INFO","message":"connector","cluster":"a","state":"ready","target":"x"}"#,
+            r#"{"level":"INFO","message":"x","target":"t","spans":[{"name":"http","request":"0"},{"cluster":"a","name":"c"}]}"#,
+            r#"{"level":"WARN","message":"not stored","why":"cluster a: no room","target":"x"}"#,
+            r#"{"level":"ERROR","message":"error: cluster a: there is no context x\n  hint: b"}"#,
+            "[  12.3s] a: of a start that wrote text",
+        ];
+        assert_eq!(kept(&lines), lines);
+        let others = [
+            r#"{"level":"INFO","message":"a","cluster":"b","spans":[{"cluster":"ab","name":"a"}]}"#,
+            r#"{"level":"INFO","message":"cluster=a","state":"a","spans":[]}"#,
+            r#"{"level":"INFO","message":"subcluster a: x"}"#,
+            "{ cut off",
+        ];
+        assert_eq!(kept(&others), [""; 0]);
     }
 
     #[test]

@@ -53,6 +53,21 @@ struct Bulkhead {
     lasting: Arc<Semaphore>,
 }
 
+/// What of a cluster's [`Bounds`] is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) short: usize,
+    pub(crate) waiting: usize,
+    pub(crate) lasting: usize,
+}
+
+/// What is taken of all clusters at one moment; one that was never asked for is not there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) bounds: Bounds,
+    pub(crate) clusters: BTreeMap<ClusterId, Taken>,
+}
+
 /// A request's place; free again when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
@@ -83,6 +98,21 @@ impl Limits {
             Ok(place) => Ok(Place(place.expect("the semaphore is never closed"))),
             Err(_) => Err(too_many(cluster, &what)),
         }
+    }
+
+    /// What is taken now.
+    pub(crate) fn places(&self) -> Places {
+        let bounds = self.bounds;
+        let of = |(id, bulkhead): (&ClusterId, &Arc<Bulkhead>)| {
+            let taken = Taken {
+                short: bounds.short.saturating_sub(bulkhead.short.available_permits()),
+                waiting: bounds.waiting.saturating_sub(bulkhead.waiting.available_permits()),
+                lasting: bounds.lasting.saturating_sub(bulkhead.lasting.available_permits()),
+            };
+            (id.clone(), taken)
+        };
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).collect();
+        Places { bounds, clusters }
     }
 
     /// Forgets a cluster that is no more. Places that are taken stay counted in what they were taken from.
@@ -129,6 +159,7 @@ mod tests {
         let begun = tokio::time::Instant::now();
         let (waited, refused) = tokio::join!(limits.enter(&a, false), async {
             let refused = limits.enter(&a, false).await;
+            assert_eq!(limits.places().clusters[&a], Taken { short: 1, waiting: 1, lasting: 0 });
             drop(first);
             refused
         });

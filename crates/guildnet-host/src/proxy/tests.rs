@@ -2,6 +2,7 @@
 
 mod api_server;
 mod attacks;
+mod counts;
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use guildnet_model::{ClusterId, Io};
+use guildnet_model::Io;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -10,6 +10,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use super::limits::Place;
 
@@ -31,21 +32,22 @@ pub(crate) struct Life {
 }
 
 /// Connects the client, once it has switched too, with the far end.
-pub(super) fn spawn(cluster: &ClusterId, near: OnUpgrade, far: Box<dyn Io>, place: Place, life: Life) {
-    let cluster = cluster.clone();
+pub(super) fn spawn(near: OnUpgrade, far: Box<dyn Io>, place: Place, life: Life) {
     let Life { slot, tasks, cut } = life;
-    tasks.spawn(async move {
+    let tunnel = async move {
         let _held = (slot, place);
         let tunnel = async {
             let near = TokioIo::new(near.await.map_err(io::Error::other)?);
             copy(near, far).await
         };
         match cut.run_until_cancelled(tunnel).await {
-            Some(Ok(())) => tracing::debug!(%cluster, "tunnel ended"),
-            Some(Err(why)) => tracing::debug!(%cluster, %why, "tunnel broke off"),
-            None => tracing::debug!(%cluster, "tunnel cut: the Host App stops"),
+            Some(Ok(())) => tracing::debug!("tunnel ended"),
+            Some(Err(why)) => tracing::debug!(%why, "tunnel broke off"),
+            None => tracing::debug!("tunnel cut: the Host App stops"),
         }
-    });
+    };
+    // The log names its request and its cluster.
+    tasks.spawn(tunnel.in_current_span());
 }
 
 /// Copies both ways until one side has ended, and a little longer the other way.

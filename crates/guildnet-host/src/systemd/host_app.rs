@@ -75,6 +75,7 @@ pub fn host_unit(
     if settings.listen != DEFAULT_LISTEN {
         command.extend(["--listen".into(), settings.listen.to_string()]);
     }
+    command.extend(settings.log_format.flag().map(Into::into));
     let mut writes = vec![value(home)?];
     // A whole file takes the place of the old one, so it is the folder that is written to.
     let folders: BTreeSet<&Path> = kubeconfigs.iter().filter_map(|file| file.parent()).collect();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::{
     netmap::{NetMap, Relay},
@@ -80,7 +81,7 @@ impl Locator {
         self.asked = None;
         if !unresolved.is_empty() {
             self.resolving.abort_all();
-            self.resolving.spawn(resolve(unresolved));
+            self.resolving.spawn(resolve(unresolved).in_current_span());
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     netmap::{Key, NetMap, Relay},
@@ -220,7 +221,7 @@ impl Relays {
         let (outgoing, waiting) = mpsc::channel(WAITING);
         let cancel = CancellationToken::new();
         let is_home = self.home == Some(region);
-        self.tasks.spawn(relay::run(
+        let connection = relay::run(
             relay.clone(),
             self.identity.clone(),
             self.tls.clone(),
@@ -228,7 +229,8 @@ impl Relays {
             self.events.clone(),
             is_home,
             cancel.clone(),
-        ));
+        );
+        self.tasks.spawn(connection.in_current_span());
         let (connected, down_since, trouble) = (false, None, None);
         let (used, passed) = (now, now);
         self.live.insert(region, Live { relay, outgoing, cancel, connected, down_since, trouble, used, passed });

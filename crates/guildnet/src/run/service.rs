@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(super) async fn serve(args: Serve, handed: Handed, context: &Context) -> Result<(), Failure> {
-    let settings = context.settings(Flags { listen: args.listen, ..Flags::default() })?;
+    let settings = context.settings(Flags { listen: args.listen, log_format: args.log_format, ..Flags::default() })?;
     let Some(whose) = args.systemd else {
         return Ok(guildnet_host::serve(&settings, handed, &context.talk).await?);
     };

@@ -10,6 +10,7 @@ use axum::{
 use guildnet_model::{Class, ClusterId, Networks, Secret};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+use tracing::Instrument as _;
 use url::Url;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -226,7 +227,7 @@ async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request:
     };
     let far = behind.api.open(&id, &to).await.map_err(|why| Problem::of_open(&id, why))?;
     let cut = behind.cut.clone();
-    behind.tasks.spawn(async move {
+    let copying = async move {
         // The connection counts against the door's limit for as long as the stream lives.
         let _slot = slot;
         let tunnel = async {
@@ -235,11 +236,13 @@ async fn dial(State(behind): State<Behind>, Path(id): Path<String>, mut request:
             tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, TUNNEL_BUFFER, TUNNEL_BUFFER).await
         };
         match cut.run_until_cancelled(tunnel).await {
-            Some(Ok((sent, received))) => tracing::debug!(cluster = %id, %to, sent, received, "dial ended"),
-            Some(Err(why)) => tracing::debug!(cluster = %id, %to, %why, "dial broke off"),
-            None => tracing::debug!(cluster = %id, %to, "dial cut: the Host App stops"),
+            Some(Ok((sent, received))) => tracing::debug!(%to, sent, received, "dial ended"),
+            Some(Err(why)) => tracing::debug!(%to, %why, "dial broke off"),
+            None => tracing::debug!(%to, "dial cut: the Host App stops"),
         }
-    });
+    };
+    // The log names its request and its cluster.
+    behind.tasks.spawn(copying.in_current_span());
     let switch = [(header::CONNECTION, "upgrade"), (header::UPGRADE, DIAL_PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, switch).into_response())
 }
