@@ -13,6 +13,8 @@ mod kubeconfig;
 mod managed;
 #[path = "it/sandbox.rs"]
 mod sandbox;
+#[path = "it/secrets.rs"]
+mod secrets;
 #[path = "it/service.rs"]
 mod service;
 #[path = "it/trust.rs"]

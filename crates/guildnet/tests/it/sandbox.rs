@@ -165,7 +165,7 @@ impl Sandbox {
 }
 
 /// What is stored of a cluster.
-fn record(id: &str, home: &Path) -> ClusterRecord {
+pub(crate) fn record(id: &str, home: &Path) -> ClusterRecord {
     let now = jiff::Timestamp::now();
     ClusterRecord {
         id: id.parse().expect("an id"),
@@ -207,7 +207,7 @@ pub(crate) fn with_user(context: &str, server: &str, user: &str) -> String {
 }
 
 /// RFC 4648, with padding; here so that the test needs no crate for it.
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
