@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-faults lab-ten lab-matrix bench bench-kube
+	lab-faults lab-ten lab-matrix bench bench-kube load
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -63,3 +63,6 @@ bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on 
 
 bench-kube: ## Kubernetes through the Host App beside the API server asked directly, on the running lab (ARGS=--json; root)
 	@scripts/bench-kube.sh $(ARGS)
+
+load: ## bulkheads, and 100 clusters in one Host App, on a lab of its own (root, minutes; ARGS=--json)
+	@scripts/load.sh $(ARGS)

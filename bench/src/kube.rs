@@ -16,7 +16,7 @@ use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::way::Way;
+pub(crate) use self::way::Way;
 use crate::figures::{Failure, median, p50_ms, p99_ms};
 
 /// Where this benchmark's objects live; made, and removed at the end.

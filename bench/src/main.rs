@@ -2,8 +2,9 @@
 //!
 //! Each client is a process of its own, so that processor time and memory are its own, and rounds are interleaved, so
 //! that a noisy machine troubles all of them alike. Nothing here passes or fails: it reports. `compare.rs` is the
-//! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
+//! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `bulkheads.rs` of clusters beside each other, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
 
+mod bulkheads;
 mod client;
 mod compare;
 mod figures;
@@ -23,6 +24,8 @@ enum Command {
     Compare(compare::Compare),
     /// Ask an API server directly and through the Host App, and print what the way costs.
     Kube(kube::Kube),
+    /// Ask a healthy cluster alone and beside others that hang, are late and are flooded.
+    Bulkheads(bulkheads::Bulkheads),
     /// Serve as the benchmark's client on the GuildNet connector (started by compare).
     #[command(hide = true)]
     Client(client::Client),
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Compare(compare) => compare.run(),
         Command::Kube(kube) => kube.run(),
+        Command::Bulkheads(bulkheads) => bulkheads.run(),
         Command::Client(client) => client.run(),
     };
     match result {

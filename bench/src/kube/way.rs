@@ -21,7 +21,7 @@ use crate::figures::Failure;
 const WINDOW: u32 = 4 << 20;
 
 /// A way to one API server.
-pub(super) struct Way {
+pub(crate) struct Way {
     name: &'static str,
     server: Url,
     bearer: Option<HeaderValue>,
@@ -29,11 +29,11 @@ pub(super) struct Way {
 }
 
 /// An answer's body, as it comes.
-pub(super) struct Pieces(Incoming);
+pub(crate) struct Pieces(Incoming);
 
 impl Pieces {
     /// The next piece; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         while let Some(frame) = self.0.frame().await {
             if let Ok(data) = frame?.into_data() {
                 return Ok(Some(data));
@@ -45,7 +45,7 @@ impl Pieces {
 
 impl Way {
     /// Connects as the first cluster and user of the file say: certificate, token, or a program that gives one.
-    pub(super) async fn open(name: &'static str, kubeconfig: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn open(name: &'static str, kubeconfig: &Path) -> Result<Self, Failure> {
         let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(kubeconfig)?)?;
         let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -90,12 +90,12 @@ impl Way {
         Ok(Self { name, server, bearer, sender })
     }
 
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
     /// Asks, and returns the body as it comes; an answer that refuses is an error.
-    pub(super) async fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Pieces, Failure> {
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Pieces, Failure> {
         let uri = format!("{}{path}", self.server.as_str().trim_end_matches('/'));
         let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
         let mut request = Request::builder().method(method).uri(uri).header(header::CONTENT_TYPE, kind);
@@ -113,7 +113,7 @@ impl Way {
     }
 
     /// Asks, and reads the whole answer.
-    pub(super) async fn whole(&self, method: Method, path: &str, body: Option<String>) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn whole(&self, method: Method, path: &str, body: Option<String>) -> Result<Vec<u8>, Failure> {
         let mut pieces = self.ask(method, path, body).await?;
         let mut whole = Vec::new();
         while let Some(piece) = pieces.next().await? {
