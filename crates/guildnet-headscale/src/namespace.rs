@@ -132,7 +132,7 @@ impl NamespaceFile {
         })?;
         let fields = Fields(map);
         let namespace = fields.text("namespace")?.ok_or("\"namespace\" is missing")?;
-        let cluster = ClusterId::of_namespace(&namespace);
+        let cluster = ClusterId::of_namespace(namespace);
         let cluster = cluster.ok_or_else(|| "\"namespace\" is not \"cluster-<id>\"".to_owned())?;
         let url = fields.text("loginServer")?.ok_or("\"loginServer\" is missing")?;
         let login_server = url.parse::<Url>().ok().filter(|u| matches!(u.scheme(), "https" | "http") && u.has_host());

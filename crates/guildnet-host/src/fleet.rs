@@ -20,8 +20,8 @@ use crate::{
     error::Explained as _,
     events::{Events, What},
     forward::{Open, Ways},
-    names::OpenError,
     metrics::Metrics,
+    names::OpenError,
     server::Server,
     set::ClusterChange,
 };

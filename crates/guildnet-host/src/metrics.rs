@@ -90,7 +90,7 @@ pub(crate) enum ConnectorSeen {
         /// Its status.
         status: ConnectorStatus,
         /// All that it showed, if it did in time.
-        snapshot: Option<ConnectorSnapshot>,
+        snapshot: Option<Box<ConnectorSnapshot>>,
         /// How often it became usable.
         epochs: u64,
     },
@@ -177,7 +177,7 @@ pub(crate) async fn observe(fleet: &Fleet) -> Vec<ClusterSeen> {
         // Late: its status is known without it.
         let snapshot = timeout(SNAPSHOT_LIMIT, handle.snapshot()).await.ok().flatten();
         let status = snapshot.as_ref().map_or_else(|| handle.status(), |s| s.status.clone());
-        let epochs = handle.epoch();
+        let (snapshot, epochs) = (snapshot.map(Box::new), handle.epoch());
         ClusterSeen { id: handle.id().clone(), connector: ConnectorSeen::Runs { status, snapshot, epochs } }
     }))
     .await;

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use jiff::civil::Date;
+use jiff::{civil::Date, tz::TimeZone};
 use tokio_util::sync::CancellationToken;
 
-use crate::{HostError, certs};
+use crate::{HostError, certs, metrics::Metrics, pki::Identity};
 
 /// How often a running Host App looks whether its certificate is near its end. Looking reads three small files; a machine that
 /// sleeps most of the day still does it often enough for the 30 days that are left.
@@ -23,6 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 pub(super) struct Certificate {
     home: PathBuf,
     file: PathBuf,
+    metrics: Arc<Metrics>,
     now: Mutex<(Option<Version>, Arc<rustls::ServerConfig>)>,
 }
 
@@ -31,11 +32,11 @@ type Version = (u64, i64, i64);
 
 impl Certificate {
     /// Reads or makes the certificate of this home folder.
-    pub(super) fn load(home: &Path) -> Result<Self, HostError> {
-        let config = Arc::new(certs::server_config(certs::ensure(home)?)?);
+    pub(super) fn load(home: &Path, metrics: Arc<Metrics>) -> Result<Self, HostError> {
+        let config = Arc::new(served(certs::ensure(home)?, &metrics)?);
         let file = certs::identity_file(home);
         let now = Mutex::new((version(&file), config));
-        Ok(Self { home: home.to_owned(), file, now })
+        Ok(Self { home: home.to_owned(), file, metrics, now })
     }
 
     /// What to use for the next connection. If a changed file can't be used, the last good certificate stays.
@@ -45,7 +46,7 @@ impl Certificate {
         let found = version(&self.file);
         if found.is_some() && found != now.0 {
             now.0 = found;
-            match certs::ensure(&self.home).and_then(certs::server_config) {
+            match certs::ensure(&self.home).and_then(|identity| served(identity, &self.metrics)) {
                 Ok(config) => {
                     *now = (version(&self.file), Arc::new(config));
                     tracing::info!("the door has a new certificate");
@@ -81,6 +82,15 @@ impl Certificate {
     }
 }
 
+/// Makes an identity the one that is served, and takes note of its end.
+fn served(identity: Identity, metrics: &Metrics) -> Result<rustls::ServerConfig, HostError> {
+    let ends = identity.ends.to_zoned(TimeZone::UTC).map(|at| at.timestamp().into());
+    let config = certs::server_config(identity)?;
+    // A date that is out of range is none that could be told.
+    ends.into_iter().for_each(|at| metrics.door.certificate_ends(at));
+    Ok(config)
+}
+
 fn version(file: &Path) -> Option<Version> {
     std::fs::metadata(file).ok().map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
@@ -95,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_running_door_renews_its_certificate_in_time_and_again() {
         let home = tempfile::tempdir().expect("tempdir");
-        let certificate = Arc::new(Certificate::load(home.path()).expect("made"));
+        let certificate = Arc::new(Certificate::load(home.path(), Arc::default()).expect("made"));
         let (begun, first_day) = (tokio::time::Instant::now(), today());
         let day = move || first_day + i64::try_from(begun.elapsed().as_secs() / 86_400).expect("days").days();
         let stop = CancellationToken::new();

@@ -19,6 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::{Metrics, Open};
+
 /// How long a newcomer is left alone at least: ten handshakes with a first request behind them. With
 /// [`Places::newcomers`] it is also how fast newcomers are taken in while none of them shows anything: 10,240 a second.
 const CHANCE: Duration = Duration::from_millis(50);
@@ -106,12 +108,14 @@ pub(super) struct Crowd {
     inside: Mutex<Inside>,
     /// Told when a newcomer has left or was admitted.
     changed: Notify,
+    metrics: Arc<Metrics>,
 }
 
 impl Crowd {
-    pub(super) fn new(places: Places) -> Arc<Self> {
+    /// None yet; those that come are counted in `metrics`.
+    pub(super) fn new(places: Places, metrics: Arc<Metrics>) -> Arc<Self> {
         let inside = Inside { places, newcomers: BTreeMap::new(), admitted: 0, next: 0 };
-        Arc::new(Self { inside: Mutex::new(inside), changed: Notify::new() })
+        Arc::new(Self { inside: Mutex::new(inside), changed: Notify::new(), metrics })
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -131,7 +135,8 @@ impl Crowd {
             // A change between the two is remembered: there is one caller, and so one that is told.
             match room {
                 Room::Taken(number) => {
-                    return Slot(Arc::new(Seat { crowd: Arc::clone(self), number, give_way }));
+                    let counted = Open::new(&self.metrics);
+                    return Slot(Arc::new(Seat { crowd: Arc::clone(self), number, give_way, _counted: counted }));
                 }
                 Room::Going => self.changed.notified().await,
                 Room::NotBefore(then) => {
@@ -154,6 +159,7 @@ struct Seat {
     crowd: Arc<Crowd>,
     number: u64,
     give_way: CancellationToken,
+    _counted: Open,
 }
 
 impl Slot {
@@ -185,7 +191,7 @@ mod tests {
     use super::*;
 
     fn crowd(admitted: usize, newcomers: usize) -> Arc<Crowd> {
-        Crowd::new(Places { admitted, newcomers })
+        Crowd::new(Places { admitted, newcomers }, Arc::default())
     }
 
     #[tokio::test(start_paused = true)]

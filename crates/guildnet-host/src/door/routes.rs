@@ -90,9 +90,8 @@ async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Re
     head.extensions.insert(id);
     let span = id.span();
     let session = |cookie: &str, key: &str| behind.sessions().find(cookie, key, jiff::Timestamp::now());
-    let passed = span
-        .in_scope(|| behind.gate.admit(&head, SystemTime::now(), session))
-        .and_then(|pass| placed(pass, &head));
+    let passed =
+        span.in_scope(|| behind.gate.admit(&head, SystemTime::now(), session)).and_then(|pass| placed(pass, &head));
     let busy = passed.as_ref().is_err_and(|problem| problem.code == BUSY);
     let mut response = match passed {
         Ok(pass) => {

@@ -141,8 +141,11 @@ async fn answer(
     Ok(Opened { near: hyper::upgrade::on(&mut request), far, place })
 }
 
-/// User and password of a request: of exactly one header, as RFC 7617 section 2 has them.
-fn proof(headers: &HeaderMap) -> Option<(Secret<Vec<u8>>, Secret<Vec<u8>>)> {
+/// User and password, as they were sent.
+type Proof = (Secret<Vec<u8>>, Secret<Vec<u8>>);
+
+/// The proof of a request: of exactly one header, as RFC 7617 section 2 has them.
+fn proof(headers: &HeaderMap) -> Option<Proof> {
     let mut all = headers.get_all(header::PROXY_AUTHORIZATION).iter();
     let (Some(only), None) = (all.next(), all.next()) else { return None };
     let (scheme, encoded) = only.to_str().ok()?.split_once(' ')?;

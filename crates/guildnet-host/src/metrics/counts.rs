@@ -244,7 +244,16 @@ impl Drop for Timed {
 }
 
 /// Why the gate lets nobody in, by the codes of its refusals; the last one is for codes that are not here.
-pub(crate) const GATE_REFUSALS: [&str; 5] = ["unauthorized", "wrong_host", "foreign_origin", "wrong_scope", "other"];
+pub(crate) const GATE_REFUSALS: [&str; 8] = [
+    "unauthorized",
+    "wrong_host",
+    "foreign_origin",
+    "foreign_page",
+    "two_cookies",
+    "wrong_scope",
+    "too_many_connections",
+    "other",
+];
 
 /// What is counted at the door.
 #[derive(Debug, Default)]

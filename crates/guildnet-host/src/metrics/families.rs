@@ -331,7 +331,7 @@ type Runs<'a> = (&'a guildnet_model::ConnectorStatus, Option<&'a ConnectorSnapsh
 
 fn runs(cluster: &ClusterSeen) -> Option<Runs<'_>> {
     match &cluster.connector {
-        ConnectorSeen::Runs { status, snapshot, epochs } => Some((status, snapshot.as_ref(), *epochs)),
+        ConnectorSeen::Runs { status, snapshot, epochs } => Some((status, snapshot.as_deref(), *epochs)),
         ConnectorSeen::Disconnected | ConnectorSeen::Unusable => None,
     }
 }

@@ -60,7 +60,7 @@ fn running(id: ClusterId) -> ClusterSeen {
         flows: 3,
         dropped_packets: 4,
     };
-    ClusterSeen { id, connector: ConnectorSeen::Runs { status, snapshot: Some(snapshot), epochs: 2 } }
+    ClusterSeen { id, connector: ConnectorSeen::Runs { status, snapshot: Some(Box::new(snapshot)), epochs: 2 } }
 }
 
 /// Counts in which everything has happened to cluster `a`, and nothing to `b`.

@@ -30,7 +30,7 @@ struct Planted(Vec<(&'static str, String)>);
 
 impl Planted {
     /// A secret of this kind; long enough to be in nothing by chance.
-    fn new(&mut self, what: &'static str) -> String {
+    fn plant(&mut self, what: &'static str) -> String {
         let secret = format!("PLANTED{:02}-{}", self.0.len(), "s3cr3t".repeat(4));
         self.0.push((what, secret.clone()));
         secret
@@ -144,16 +144,16 @@ fn a_planted_secret_is_found_nowhere() {
     let exec = format!(
         "exec: {{apiVersion: client.authentication.k8s.io/v1, command: /bin/false, interactiveMode: Never, \
          args: [--token, {}], env: [{{name: X, value: {}}}]}}",
-        planted.new("an argument of a credential's program"),
-        planted.new("a variable of a credential's program")
+        planted.plant("an argument of a credential's program"),
+        planted.plant("a variable of a credential's program")
     );
-    let token = format!("token: {}", planted.new("a cluster's token"));
-    let keys = [planted.new("a connector's auth key"), planted.new("a router's auth key")];
+    let token = format!("token: {}", planted.plant("a cluster's token"));
+    let keys = [planted.plant("a connector's auth key"), planted.plant("a router's auth key")];
     let keys = [keys[0].as_str(), keys[1].as_str()];
     let records = [("a", token), ("b", pair), ("c", exec)].map(|(id, user)| cluster(&sandbox, id, &user, keys));
     let headscale = HeadscaleRecord {
         url: "https://127.0.0.1:9".parse().expect("a URL"),
-        api_key: Some(Secret::new(planted.new("an API key"))),
+        api_key: Some(Secret::new(planted.plant("an API key"))),
         ca_pem: None,
     };
     let folder = tempfile::tempdir().expect("a folder");
@@ -172,15 +172,15 @@ fn a_planted_secret_is_found_nowhere() {
     }
     let env_file = format!(
         "HEADSCALE_API_KEY={}\nTS_AUTHKEY={}\nTS_CLIENT_AUTHKEY_A={}\n",
-        planted.new("an API key in .env"),
-        planted.new("an auth key in .env"),
-        planted.new("a client's auth key in .env")
+        planted.plant("an API key in .env"),
+        planted.plant("an auth key in .env"),
+        planted.plant("a client's auth key in .env")
     );
     sandbox.file("work/.env", &env_file);
 
-    let strangers = planted.new("a credential that is not ours");
-    let query = planted.new("a secret in a query");
-    let body = planted.new("a secret in a body");
+    let strangers = planted.plant("a credential that is not ours");
+    let query = planted.plant("a secret in a query");
+    let body = planted.plant("a secret in a body");
     for form in ["text", "json"] {
         let log = sandbox.path(&format!("log-{form}"));
         let host = serve(&sandbox, form, &log);
@@ -257,7 +257,7 @@ fn a_planted_secret_is_found_nowhere() {
 fn an_address_with_a_password_is_refused_without_being_repeated() {
     let sandbox = Sandbox::new();
     let mut planted = Planted::default();
-    let password = planted.new("a password in a URL");
+    let password = planted.plant("a password in a URL");
     for url in [
         format!("https://me:{password}@127.0.0.1:9"),
         format!("http://me:{password}@127.0.0.1:9"),

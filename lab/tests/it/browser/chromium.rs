@@ -9,10 +9,8 @@ use std::{
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use crate::clients::{
-    person::{Person, STEP},
-    running::Running,
-};
+use crate::clients::{person::Person, running::Running};
+use crate::fleet::STEP;
 
 /// How long one read waits before the test looks at its clock again.
 const TICK: Duration = Duration::from_millis(200);

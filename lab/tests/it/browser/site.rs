@@ -8,10 +8,13 @@ use std::{
     time::Duration,
 };
 
+/// What was asked for: the path, and the cookies that came along.
+type Asked = (String, Option<String>);
+
 /// The server. It ends with this value.
 pub(super) struct Site {
     pub(super) address: SocketAddr,
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -53,7 +56,7 @@ impl Drop for Site {
 }
 
 /// Answers one request; something once it is to end.
-fn answer(mut stream: TcpStream, page: &str, list: &Mutex<Vec<(String, Option<String>)>>) -> Option<()> {
+fn answer(mut stream: TcpStream, page: &str, list: &Mutex<Vec<Asked>>) -> Option<()> {
     // A browser opens connections ahead that it may never use.
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines();

@@ -13,9 +13,6 @@ use crate::{
     host_app::give_to_person,
 };
 
-/// The longest that one step of a client may take. Most take a part of a second.
-pub(crate) const STEP: Duration = Duration::from_secs(60);
-
 /// A person at work. What they made is removed with this value.
 pub(crate) struct Person {
     pub(crate) fleet: Fleet,
