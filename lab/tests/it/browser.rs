@@ -1,8 +1,8 @@
 //! The Host App's page in a real Chromium, and the pages of others in the same browser, which must get nothing.
 //!
 //! The browser belongs to the lab's person, trusts the Host App by `guildnet trust install` alone, and is signed in by the link
-//! of `guildnet ui --print`. Hostile pages stand on another port of the Host App's address and on another loopback address, as
-//! one behind a forward does, and behind `services/x/proxy/` of a cluster.
+//! of `guildnet ui --print`. Hostile pages stand on another port of the Host App's address and on another loopback address;
+//! a Pod's stands behind `services/x/proxy/` of its cluster, and behind a forward.
 
 #[path = "browser/chromium.rs"]
 mod chromium;
@@ -16,7 +16,7 @@ use self::{
     site::Site,
 };
 use crate::{
-    clients::person::Person,
+    clients::{person::Person, running::Running},
     fleet::{STEP, finish},
 };
 
@@ -140,6 +140,22 @@ impl Desk {
         list.as_array().expect("a list").clone()
     }
 
+    /// Everything that the page in this tab, somebody else's, tries against the Host App gets nothing.
+    #[track_caller]
+    fn withstands(&self, chromium: &mut Chromium, tab: &Tab, place: &str) {
+        let told = chromium.eval(tab, &ATTACKS.replace("BASE", &json!(self.base).to_string()));
+        let told = told.as_object().expect("what was told");
+        assert!(told.len() >= 20, "{told:?}");
+        for (attack, result) in told {
+            let result = result.as_str().unwrap_or_default();
+            let fine = result.starts_with("refused")
+                || result == "cut off"
+                || ((attack.contains("without cors") || attack.starts_with("post")) && result == "opaque")
+                || attack == "beacon";
+            assert!(fine, "{attack} from {place}: {result}\n{told:#?}");
+        }
+    }
+
     /// What the door's own page gets for a request of its own.
     fn own(&self, chromium: &mut Chromium, tab: &Tab, path: &str) -> u64 {
         let with = "{headers: {'x-guildnet-key': localStorage.getItem('guildnet-key') || ''}}";
@@ -238,17 +254,7 @@ fn a_hostile_page_elsewhere_on_this_machine_gets_nothing_and_changes_nothing() {
             curl.args(["-H", &format!("Origin: {}", desk.base), &format!("{}/api/v1/status", desk.base)]);
             assert_eq!(finish(curl, b"", STEP).ok(), "401", "the cookie alone opens nothing");
         }
-        let told = chromium.eval(&tab, &ATTACKS.replace("BASE", &json!(desk.base).to_string()));
-        let told = told.as_object().expect("what was told");
-        assert!(told.len() >= 20, "{told:?}");
-        for (attack, result) in told {
-            let result = result.as_str().unwrap_or_default();
-            let fine = result.starts_with("refused")
-                || result == "cut off"
-                || ((attack.contains("without cors") || attack.starts_with("post")) && result == "opaque")
-                || attack == "beacon";
-            assert!(fine, "{attack} from {}: {result}\n{told:#?}", site.address);
-        }
+        desk.withstands(&mut chromium, &tab, &site.address.to_string());
         // What a page here may set, it may set; but not in a way that the Host App's session is another's.
         chromium.eval(&tab, "document.cookie = '__Host-guildnet=x; Secure; Path=/'; document.cookie = '__Host-guildnet=y; Path=/x; Secure'; true");
         assert_eq!(desk.own(&mut chromium, &own, "/api/v1/status"), 200, "still signed in beside {}", site.address);
@@ -318,5 +324,14 @@ fn a_pods_hostile_page_runs_nothing_on_the_doors_origin() {
     // Something that comes after it on the same way, so that a late request of the page would have come before.
     assert_eq!(desk.own(&mut chromium, &own, "/api/v1/status"), 200, "the session is as it was");
     assert_eq!(beacon.asked().len(), heard, "it reached its server: {:?}", beacon.asked());
+
+    // Behind a forward it is a page like any other, with its script; and a stranger to the Host App.
+    let mut forward = Running::start(desk.person.fleet.command(&["forward", "a", &format!("0:web.{namespace}:80")]));
+    let place = forward.find("the forward", |line| line.split_once(" -> ").map(|(local, _)| local.to_owned()));
+    let tab = chromium.tab();
+    assert_eq!(chromium.go(&tab, &format!("http://{place}/")), 200);
+    chromium.until(&tab, "document.title === 'ran'");
+    desk.withstands(&mut chromium, &tab, &place);
+    assert_eq!(desk.own(&mut chromium, &own, "/api/v1/status"), 200, "still signed in");
     assert_eq!(desk.sessions().len(), 1);
 }

@@ -1,8 +1,7 @@
 //! What there is behind the door.
 //!
 //! The page (`shell.rs`), `/healthz`, `/readyz`, `/metrics`, `/api/openapi.json` and what it describes below `/api/v1` (`v1.rs`).
-//! Below `/k8s/{id}` are the
-//! clusters' API servers (`proxy.rs`), and what is refused there is a Kubernetes `Status`.
+//! Below `/k8s/{id}` are the clusters' API servers (`proxy.rs`), and what is refused there is a Kubernetes `Status`.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,12 +10,15 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::{Request, State},
     http::{HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{any, get},
 };
+use futures_util::StreamExt as _;
+use hyper::body::Body as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -95,8 +97,11 @@ async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Re
     let busy = passed.as_ref().is_err_and(|problem| problem.code == BUSY);
     let mut response = match passed {
         Ok(pass) => {
+            let over = if let Pass::Session(id) = &pass { Some(behind.sessions().over(id)) } else { None };
             head.extensions.insert(pass);
-            next.run(Request::from_parts(head, body)).instrument(span).await
+            head.extensions.insert(Cut(over.clone().unwrap_or_else(|| behind.cut.clone())));
+            let response = next.run(Request::from_parts(head, body)).instrument(span).await;
+            over.into_iter().fold(response, until)
         }
         Err(problem) => {
             counts.refused(&problem.code);
@@ -120,6 +125,18 @@ async fn admit(State(behind): State<Behind>, request: Request, next: Next) -> Re
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+/// Cancelled when what a request has opened is to end at once: with its session, or when the Host App's grace is over.
+#[derive(Clone)]
+struct Cut(CancellationToken);
+
+/// The answer to a session: one that goes on and on (a watch, a followed log, events) ends with it.
+fn until(response: Response, over: CancellationToken) -> Response {
+    response.map(|body| match body.size_hint().exact() {
+        Some(_) => body,
+        None => Body::from_stream(body.into_data_stream().take_until(over.cancelled_owned())),
+    })
 }
 
 /// Gives a connection that has shown a credential its place among the admitted.
@@ -149,6 +166,7 @@ async fn scrape(State(behind): State<Behind>) -> Response {
 /// Passes a request on to a cluster's API server.
 pub(super) async fn kube(State(behind): State<Behind>, mut request: Request) -> Response {
     let slot = request.extensions_mut().remove::<Slot>().map(|slot| Arc::new(slot) as Arc<dyn Send + Sync>);
-    let life = Life { slot, tasks: behind.tasks.clone(), cut: behind.cut.clone() };
+    let cut = request.extensions_mut().remove().map_or_else(|| behind.cut.clone(), |Cut(cut)| cut);
+    let life = Life { slot, tasks: behind.tasks.clone(), cut };
     proxy::serve(behind.servers.as_ref(), behind.api.metrics(), &behind.limits, request, life).await
 }

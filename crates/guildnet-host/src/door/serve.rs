@@ -3,7 +3,12 @@
 //! Bounds, since any program on this machine may connect: connections (`crowd.rs`), time for the handshake and for a
 //! request's head, size and number of headers, streams of a connection. Nothing is spawned that is not waited for.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::{
@@ -27,6 +32,7 @@ use super::{
     crowd::{Crowd, Places, Slot},
     gate::Gate,
     routes::{self, Behind},
+    session::Sessions,
 };
 use crate::{
     metrics::Metrics,
@@ -86,7 +92,7 @@ impl Server {
             api,
             servers,
             gate: Arc::new(gate),
-            sessions: Arc::default(),
+            sessions: Arc::new(Mutex::new(Sessions::new(cut.clone()))),
             limits: Arc::new(limits),
             tasks: tasks.clone(),
             stopping: stopping.clone(),

@@ -15,6 +15,7 @@ use guildnet_model::Secret;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 /// How long a code may be used: a browser that has to be started first takes seconds.
 pub(crate) const CODE_LIFE: SignedDuration = SignedDuration::from_secs(60);
@@ -104,6 +105,8 @@ pub(super) struct Sessions {
     sessions: Vec<Session>,
     wrong: u32,
     wrong_since: Option<Timestamp>,
+    /// Cancelled when the door cuts what is open.
+    cut: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -120,6 +123,13 @@ struct Session {
     made: Timestamp,
     used: Timestamp,
     user_agent: String,
+    over: CancellationToken,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
 }
 
 /// Whether something of this age is still good. A clock that was set back by more than [`SLACK`] ends it, rather than let it
@@ -137,6 +147,23 @@ fn text(bits: Bits) -> (Secret<String>, Kept) {
 }
 
 impl Sessions {
+    /// None yet. What a session has opened ends with it, or when `cut` is cancelled.
+    pub(super) fn new(cut: CancellationToken) -> Self {
+        Self { cut, ..Self::default() }
+    }
+
+    /// Cancelled when the session of that public name is over, however it ends. One that is not there is over.
+    pub(super) fn over(&self, id: &str) -> CancellationToken {
+        self.sessions.iter().find(|session| session.id == id).map_or_else(
+            || {
+                let over = CancellationToken::new();
+                over.cancel();
+                over
+            },
+            |session| session.over.clone(),
+        )
+    }
+
     /// Makes a code.
     pub(super) fn make_code(&mut self, now: Timestamp, bits: Bits) -> Secret<String> {
         self.codes.retain(|code| fresh(code.made, now, CODE_LIFE));
@@ -176,7 +203,8 @@ impl Sessions {
         }
         let [(cookie, kept), (key, kept_key)] = bits.map(text);
         let id = id_of(&kept);
-        self.sessions.push(Session { kept, key: kept_key, id, made: now, used: now, user_agent: clean(user_agent) });
+        let (user_agent, over) = (clean(user_agent), self.cut.child_token());
+        self.sessions.push(Session { kept, key: kept_key, id, made: now, used: now, user_agent, over });
         Ok(Opened { cookie, key })
     }
 
@@ -287,6 +315,27 @@ mod tests {
     fn signed_in_at(second: i64, sessions: &mut Sessions, n: u8) -> Opened {
         let code = sessions.make_code(at(second), bits(n));
         sessions.login(code.expose(), "Browser/1", at(second), pair(n + 100)).expect("signed in")
+    }
+
+    #[test]
+    fn what_a_session_has_opened_is_over_with_it_however_it_ends() {
+        let cut = CancellationToken::new();
+        let mut sessions = Sessions::new(cut.clone());
+        let over = |sessions: &mut Sessions, n, second| {
+            let opened = signed_in_at(second, sessions, n);
+            let id = find(sessions, &opened, at(second)).expect("found");
+            (sessions.over(&id), id)
+        };
+        let (revoked, id) = over(&mut sessions, 1, 0);
+        let (rested, _) = over(&mut sessions, 2, 0);
+        assert!(!revoked.is_cancelled() && !rested.is_cancelled());
+        sessions.revoke(&id);
+        assert!(revoked.is_cancelled() && !rested.is_cancelled() && sessions.over(&id).is_cancelled());
+        let day = 24 * 60 * 60;
+        let (last, _) = over(&mut sessions, 3, day);
+        assert!(rested.is_cancelled() && !last.is_cancelled());
+        cut.cancel();
+        assert!(last.is_cancelled());
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) struct Life {
     pub(crate) slot: Option<Arc<dyn Send + Sync>>,
     /// Everything that is spawned for a client.
     pub(crate) tasks: TaskTracker,
-    /// Cancelled when the grace of a stop is over.
+    /// Cancelled when it is to end at once: the grace of a stop is over, or the session that opened it.
     pub(crate) cut: CancellationToken,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn spawn(near: OnUpgrade, far: Box<dyn Io>, place: Place, life: Life)
         match cut.run_until_cancelled(tunnel).await {
             Some(Ok(())) => tracing::debug!("tunnel ended"),
             Some(Err(why)) => tracing::debug!(%why, "tunnel broke off"),
-            None => tracing::debug!("tunnel cut: the Host App stops"),
+            None => tracing::debug!("tunnel cut"),
         }
     };
     // The log names its request and its cluster.

@@ -147,6 +147,29 @@ async fn the_cookie_opens_nothing_to_another_page_nor_what_is_for_tokens() {
 }
 
 #[tokio::test]
+async fn what_a_session_follows_ends_when_it_is_revoked() {
+    let browser = Browser::new().await;
+    let client = browser.door.client();
+    let mut stream = browser.door.tls(&[]).await;
+    let head = format!(
+        "GET /api/v1/events HTTP/1.1\r\nhost: {}\r\n{}\r\n{}\r\n{SAME}\r\n\r\n",
+        browser.door.address, browser.cookie, browser.key
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("event: open") {
+        assert_ne!(stream.read_buf(&mut seen).await.expect("readable"), 0, "{}", String::from_utf8_lossy(&seen));
+    }
+    let one = client.sessions().await.expect("listed").remove(0);
+    client.revoke_session(&one.id).await.expect("revoked");
+    // The end of the body: a chunk of no bytes.
+    while !String::from_utf8_lossy(&seen).ends_with("\r\n0\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut seen).await.expect("readable"), 0, "{}", String::from_utf8_lossy(&seen));
+    }
+    browser.door.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_can_be_revoked_alone_or_with_all() {
     let browser = Browser::new().await;
     let client = browser.door.client();
