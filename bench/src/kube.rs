@@ -1,7 +1,8 @@
 //! Kubernetes through the Host App, beside the API server asked directly: what the way through the tailnet and the proxy
-//! costs kubectl and client libraries. Both clients are one HTTP/2 connection of this process; rounds are interleaved.
+//! costs kubectl and client libraries. Both clients are one HTTP/2 connection of this process, and a WebSocket for each exec;
+//! rounds are interleaved.
 //!
-//! The way itself: `kube/way.rs`. Absent: exec, which has no client here.
+//! The way itself: `kube/way.rs`.
 
 mod way;
 
@@ -11,11 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::try_join_all;
+use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
 use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
+use self::way::Socket;
 pub(crate) use self::way::Way;
 use crate::figures::{Failure, median, p50_ms, p99_ms};
 
@@ -121,6 +124,9 @@ const FIGURES: &[(&str, &str)] = &[
     ("long list", "MB/s"),
     ("change to 50 watches, p50", "ms"),
     ("change to 50 watches, last", "ms"),
+    ("exec, start to first byte", "ms"),
+    ("exec, a byte there and back, p50", "ms"),
+    ("exec, a byte there and back, p99", "ms"),
 ];
 
 async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
@@ -150,6 +156,7 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
     let whole = begun.elapsed();
 
     let (p50, last) = watches(way).await?;
+    let (started, echoes) = tokio::time::timeout(PATIENCE, exec(way)).await??;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     #[expect(clippy::cast_precision_loss, reason = "a list is far below 2^53 bytes")]
     let rate = bytes as f64 / 1e6 / whole.as_secs_f64();
@@ -163,7 +170,41 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
         rate,
         p50,
         last,
+        ms(started),
+        p50_ms(&echoes),
+        p99_ms(&echoes),
     ])
+}
+
+/// `cat` in a pod: how long until its first answer, and then for single bytes.
+async fn exec(way: &Way) -> Result<(Duration, Vec<Duration>), Failure> {
+    const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Decho";
+    let pods: Value = serde_json::from_slice(&way.whole(Method::GET, PODS, None).await?)?;
+    let pod = pods["items"][0]["metadata"]["name"].as_str().ok_or("no pod echoes in the namespace default")?;
+    let path = format!("/api/v1/namespaces/default/pods/{pod}/exec?command=cat&stdin=true&stdout=true");
+    let begun = Instant::now();
+    let mut socket = way.socket(&path).await?;
+    echo(&mut socket).await?;
+    let started = begun.elapsed();
+    let mut echoes = Vec::new();
+    for _ in 0..200 {
+        let begun = Instant::now();
+        echo(&mut socket).await?;
+        echoes.push(begun.elapsed());
+    }
+    socket.close(None).await?;
+    Ok((started, echoes))
+}
+
+/// One byte of standard input (channel 0), and the same back on standard output (channel 1).
+async fn echo(socket: &mut Socket) -> Result<(), Failure> {
+    socket.send(Message::binary(b"\0x".as_slice())).await?;
+    while let Some(message) = socket.next().await {
+        if message?.into_data().as_ref() == b"\x01x" {
+            return Ok(());
+        }
+    }
+    Err("exec ended before its answer".into())
 }
 
 /// Fifty watches of one object that changes: how long until each has the change.

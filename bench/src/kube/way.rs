@@ -12,7 +12,8 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::{WebSocketStream, tungstenite::client::IntoClientRequest as _};
 use url::Url;
 
 use crate::figures::Failure;
@@ -26,7 +27,13 @@ pub(crate) struct Way {
     server: Url,
     bearer: Option<HeaderValue>,
     sender: http2::SendRequest<Full<Bytes>>,
+    /// For connections that switch to another protocol.
+    http1: Arc<ClientConfig>,
+    tls_name: ServerName<'static>,
 }
+
+/// A WebSocket to an API server.
+pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// An answer's body, as it comes.
 pub(crate) struct Pieces(Incoming);
@@ -68,6 +75,8 @@ impl Way {
             }
             _ => tls.with_no_client_auth(),
         };
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http1 = Arc::new(tls.clone());
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let token = match (text(&user["token"]), &user["exec"]) {
             (Some(token), _) => Some(token),
@@ -76,10 +85,8 @@ impl Way {
         };
         let bearer = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose()?;
         let host = server.host_str().ok_or("the server's URL has no host")?;
-        let stream = TcpStream::connect((host, server.port_or_known_default().unwrap_or(443))).await?;
-        stream.set_nodelay(true)?;
-        let named = text(&cluster["tls-server-name"]).unwrap_or_else(|| host.to_owned());
-        let stream = TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from(named)?, stream).await?;
+        let tls_name = ServerName::try_from(text(&cluster["tls-server-name"]).unwrap_or_else(|| host.to_owned()))?;
+        let stream = connect(&server, Arc::new(tls), &tls_name).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(64 * WINDOW)
@@ -87,7 +94,7 @@ impl Way {
             .await?;
         // It ends with its sender.
         tokio::spawn(connection);
-        Ok(Self { name, server, bearer, sender })
+        Ok(Self { name, server, bearer, sender, http1, tls_name })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -112,6 +119,20 @@ impl Way {
         Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&said)).into())
     }
 
+    /// Opens a WebSocket on a connection of its own, as `kubectl exec` does (v5.channel.k8s.io).
+    pub(crate) async fn socket(&self, path: &str) -> Result<Socket, Failure> {
+        let stream = connect(&self.server, Arc::clone(&self.http1), &self.tls_name).await?;
+        let base = self.server.as_str().trim_end_matches('/').replacen("https", "wss", 1);
+        let mut request = format!("{base}{path}").into_client_request()?;
+        let headers = request.headers_mut();
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("v5.channel.k8s.io"));
+        if let Some(bearer) = &self.bearer {
+            headers.insert(header::AUTHORIZATION, bearer.clone());
+        }
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+        Ok(socket)
+    }
+
     /// Asks, and reads the whole answer.
     pub(crate) async fn whole(&self, method: Method, path: &str, body: Option<String>) -> Result<Vec<u8>, Failure> {
         let mut pieces = self.ask(method, path, body).await?;
@@ -121,6 +142,17 @@ impl Way {
         }
         Ok(whole)
     }
+}
+
+async fn connect(
+    server: &Url,
+    tls: Arc<ClientConfig>,
+    name: &ServerName<'static>,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let host = server.host_str().ok_or("the server's URL has no host")?;
+    let stream = TcpStream::connect((host, server.port_or_known_default().unwrap_or(443))).await?;
+    stream.set_nodelay(true)?;
+    Ok(TlsConnector::from(tls).connect(name.clone(), stream).await?)
 }
 
 /// The token of an exec credential plugin (client.authentication.k8s.io/v1).
