@@ -109,6 +109,10 @@ if [[ -z ${ONLY_HUNDRED:-} ]]; then
     late=$!
     bulkheads "one hangs, one answers 30 s late" --stuck "$home/b.kubeconfig" --stuck "$home/c.kubeconfig"
     bulkheads "one is flooded at 500 requests a second" --flood "$home/d.kubeconfig" --pace 500
+    # What the flood costs a by using up the machine, since the Host App has no part in it.
+    lab door d open >&2
+    bulkheads "control: the same flood, straight to its API server" --flood "$person/d.kubeconfig" --pace 500
+    lab door d shut >&2
     bulkheads "one is flooded without a pace" --flood "$home/d.kubeconfig"
     bulkheads "all three, the flood at 500 a second" --stuck "$home/b.kubeconfig" --stuck "$home/c.kubeconfig" --flood "$home/d.kubeconfig" --pace 500
     bulkheads "all three, the flood without a pace" --stuck "$home/b.kubeconfig" --stuck "$home/c.kubeconfig" --flood "$home/d.kubeconfig"
