@@ -159,8 +159,8 @@ impl HostClient {
     /// # Errors
     /// The store can't be read there; it does not answer, or refuses.
     pub async fn reload(&self) -> Result<(), HostError> {
-        let (status, body) = self.exchange(Method::POST, "/api/v1/reload", Bytes::new(), RELOAD_TIME).await?;
-        if status.is_success() { Ok(()) } else { Err(self.refused(status, &body)) }
+        let answer = self.exchange(Method::POST, "/api/v1/reload", Bytes::new(), RELOAD_TIME).await?;
+        self.accepted(answer).map(drop)
     }
 
     /// Makes a one-time code with which a browser signs in within a minute.
@@ -190,8 +190,8 @@ impl HostClient {
                 .with_hint("list them: guildnet sessions"));
         }
         let path = format!("/api/v1/sessions/{id}");
-        let (status, body) = self.exchange(Method::DELETE, &path, Bytes::new(), ASK_TIME).await?;
-        if status.is_success() { Ok(()) } else { Err(self.refused(status, &body)) }
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new(), ASK_TIME).await?;
+        self.accepted(answer).map(drop)
     }
 
     /// Ends all sessions, and says how many there were.
@@ -255,11 +255,13 @@ impl HostClient {
         self.read(answer)
     }
 
-    fn read<T: DeserializeOwned>(&self, (status, body): (StatusCode, Bytes)) -> Result<T, HostError> {
-        if !status.is_success() {
-            return Err(self.refused(status, &body));
-        }
-        serde_json::from_slice(&body).map_err(|why| self.unexpected(&why))
+    fn read<T: DeserializeOwned>(&self, answer: (StatusCode, Bytes)) -> Result<T, HostError> {
+        serde_json::from_slice(&self.accepted(answer)?).map_err(|why| self.unexpected(&why))
+    }
+
+    /// The body of an answer that is no refusal.
+    fn accepted(&self, (status, body): (StatusCode, Bytes)) -> Result<Bytes, HostError> {
+        if status.is_success() { Ok(body) } else { Err(self.refused(status, &body)) }
     }
 
     fn unexpected(&self, why: &serde_json::Error) -> HostError {

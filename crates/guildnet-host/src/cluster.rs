@@ -147,15 +147,17 @@ impl Telling {
         if changed {
             tracing::info!(%cluster, state = %status.state, "connector");
         }
-        let (state, detail) = (word(&status.state), status.state.to_string());
+        let told = changed.then(|| What::Cluster {
+            cluster: cluster.clone(),
+            state: word(&status.state),
+            detail: status.state.to_string(),
+        });
         self.seen.send_modify(|s| {
             s.epoch += u64::from(status.is_usable() && !s.status.is_usable());
             s.status = status;
         });
         // After the handle: who hears of it and asks sees it.
-        if changed {
-            self.events.tell(What::Cluster { cluster: cluster.clone(), state, detail });
-        }
+        told.into_iter().for_each(|what| self.events.tell(what));
     }
 }
 

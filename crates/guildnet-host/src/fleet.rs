@@ -139,7 +139,7 @@ impl Fleet {
         ClusterActor::spawn_told(spec, Arc::clone(&self.connectors), Arc::clone(&self.events))
     }
 
-    /// Sets switches of a cluster, and follows them at once. `true`: it was not so before.
+    /// Sets switches of a cluster in the store; [`Self::reload`] follows them. `true`: it was not so before.
     ///
     /// # Errors
     /// It is not there; the store can't be read or written.
@@ -150,7 +150,6 @@ impl Fleet {
         let changed = change.apply(&mut record);
         if changed {
             self.store.replace(&record).await.explained_of(id)?;
-            self.reload().await?;
         }
         Ok(changed)
     }
@@ -185,7 +184,7 @@ impl Fleet {
             Some(Member { actor: Some(actor), .. }) => Ok(actor.handle.clone()),
             Some(Member { unusable: Some(why), .. }) => Err(why.clone()),
             Some(Member { unusable: None, .. }) => Err(disconnected(id)),
-            None => Err(HostError::unknown_cluster(id, &members.keys().cloned().collect::<Vec<_>>())),
+            None => Err(unknown(id, &members)),
         }
     }
 
@@ -214,15 +213,22 @@ impl Fleet {
         self.members().get(id).is_some_and(|m| m.record.read_only)
     }
 
+    /// Whether a cluster was in the store when it was read last.
+    ///
+    /// # Errors
+    /// It was not.
+    pub(crate) fn knows(&self, id: &ClusterId) -> Result<(), HostError> {
+        let members = self.members();
+        if members.contains_key(id) { Ok(()) } else { Err(unknown(id, &members)) }
+    }
+
     /// What the store held of a cluster when it was read last, and what leads into it.
     ///
     /// # Errors
     /// It is not there.
     pub(crate) fn info(&self, id: &ClusterId, ways: &Ways) -> Result<ClusterInfo, HostError> {
         let members = self.members();
-        let known = || members.keys().cloned().collect::<Vec<_>>();
-        let info = members.get(id).map(|m| ClusterInfo::of(&m.record, ways));
-        info.ok_or_else(|| HostError::unknown_cluster(id, &known()))
+        members.get(id).map(|m| ClusterInfo::of(&m.record, ways)).ok_or_else(|| unknown(id, &members))
     }
 
     /// What is set and kept for all clusters.
@@ -306,6 +312,10 @@ fn needs_restart(old: &ClusterRecord, new: &ClusterRecord) -> bool {
     let ignored =
         ["router key", "API server address", "cluster UID", "namespace", "namespace number", "read-only switch"];
     old.differences(new).iter().any(|field| !ignored.contains(field))
+}
+
+fn unknown(id: &ClusterId, members: &BTreeMap<ClusterId, Member>) -> HostError {
+    HostError::unknown_cluster(id, &members.keys().cloned().collect::<Vec<_>>())
 }
 
 /// The error for a cluster that is disconnected on request.

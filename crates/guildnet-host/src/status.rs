@@ -213,11 +213,14 @@ pub(crate) async fn of_id(fleet: &Fleet, id: &ClusterId) -> Option<ClusterStatus
 
 /// All connectors that run, by cluster.
 pub(crate) async fn of_connectors(fleet: &Fleet) -> Vec<ConnectorShown> {
-    let shown = fleet
-        .handles()
-        .into_iter()
-        .map(|handle| async move { handle.snapshot().await.map(|snapshot| ConnectorShown::of(handle.id(), snapshot)) });
+    let handles = fleet.handles();
+    let shown = handles.iter().map(of_connector);
     join_all(shown).await.into_iter().flatten().collect()
+}
+
+/// A cluster's connector; `None` if it does not run.
+pub(crate) async fn of_connector(handle: &ClusterHandle) -> Option<ConnectorShown> {
+    handle.snapshot().await.map(|snapshot| ConnectorShown::of(handle.id(), snapshot))
 }
 
 impl ConnectorShown {

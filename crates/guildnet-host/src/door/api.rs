@@ -37,6 +37,15 @@ pub(crate) trait HostApi: Send + Sync {
     /// There is none of that id.
     fn record<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ClusterInfo, HostError>>;
 
+    /// Whether there is a cluster of that id. Asks nobody.
+    ///
+    /// # Errors
+    /// There is none.
+    fn knows(&self, id: &ClusterId) -> Result<(), HostError>;
+
+    /// One cluster's connector; `None` if it does not run.
+    fn connector<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ConnectorShown>>;
+
     /// The connectors that run, by cluster: state, peers and paths.
     fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>>;
 

@@ -163,19 +163,10 @@ impl Gate {
         let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
         match bearer.map(|token| (token, kube_token::judge(&self.token, token, now))) {
             Some((_, Judged::Good)) if head.uri.path().starts_with(KUBE_PATHS) => Ok(Pass::KubeToken),
-            Some((_, Judged::Good)) => {
-                let detail = format!("this token opens {KUBE_PATHS} only");
-                Err(Problem::new(StatusCode::FORBIDDEN, "wrong_scope", detail)
-                    .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token"))
-            }
+            Some((_, Judged::Good)) => Err(wrong_scope(KUBE_PATHS)),
             Some((token, Judged::Other)) if token::equal(token, self.token.expose()) => Ok(Pass::Token),
             Some((token, Judged::Other)) if metrics_token::is(&self.token, token) => {
-                if head.uri.path() == METRICS_PATH {
-                    return Ok(Pass::Token);
-                }
-                let detail = format!("this token opens {METRICS_PATH} only");
-                Err(Problem::new(StatusCode::FORBIDDEN, "wrong_scope", detail)
-                    .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token"))
+                if head.uri.path() == METRICS_PATH { Ok(Pass::Token) } else { Err(wrong_scope(METRICS_PATH)) }
             }
             _ => Err(unauthorized()),
         }
@@ -255,6 +246,12 @@ fn unauthorized() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the token is missing or wrong").with_hint(
         "send 'Authorization: Bearer TOKEN' with the output of: guildnet token; in a browser sign in by: guildnet ui",
     )
+}
+
+/// A token that opens less than what was asked for.
+fn wrong_scope(opens: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "wrong_scope", format!("this token opens {opens} only"))
+        .with_hint("send 'Authorization: Bearer TOKEN' with the output of: guildnet token")
 }
 
 fn foreign_origin() -> Problem {

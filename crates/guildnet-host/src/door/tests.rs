@@ -115,6 +115,14 @@ impl HostApi for Fake {
         Box::pin(async move { Err(HostError::unknown_cluster(id, &[])) })
     }
 
+    fn knows(&self, id: &ClusterId) -> Result<(), HostError> {
+        Err(HostError::unknown_cluster(id, &[]))
+    }
+
+    fn connector<'a>(&'a self, _: &'a ClusterId) -> BoxFuture<'a, Option<ConnectorShown>> {
+        Box::pin(async { None })
+    }
+
     fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>> {
         Box::pin(async { vec![] })
     }

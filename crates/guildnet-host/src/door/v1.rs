@@ -129,6 +129,13 @@ pub(super) fn cluster_id(text: &str) -> Result<ClusterId, Problem> {
     Ok(id)
 }
 
+/// The cluster that a path names, if there is one.
+pub(super) fn known(behind: &Behind, id: &str) -> Result<ClusterId, Problem> {
+    let id = cluster_id(id)?;
+    behind.api.knows(&id)?;
+    Ok(id)
+}
+
 /// The refusal for a cluster that is not there.
 pub(super) async fn unknown(behind: &Behind, id: &ClusterId) -> Problem {
     let known: Vec<ClusterId> = behind.api.clusters().await.into_iter().map(|c| c.id).collect();

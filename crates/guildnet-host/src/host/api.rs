@@ -62,6 +62,14 @@ impl HostApi for Api {
         Box::pin(async move { self.fleet.info(id, &Ways::of(self.fleet.store()).await?) })
     }
 
+    fn knows(&self, id: &ClusterId) -> Result<(), HostError> {
+        self.fleet.knows(id)
+    }
+
+    fn connector<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Option<ConnectorShown>> {
+        Box::pin(async move { status::of_connector(&self.fleet.handle(id).ok()?).await })
+    }
+
     fn connectors(&self) -> BoxFuture<'_, Vec<ConnectorShown>> {
         Box::pin(async { status::of_connectors(&self.fleet).await })
     }
@@ -95,7 +103,13 @@ impl HostApi for Api {
     }
 
     fn change<'a>(&'a self, id: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>> {
-        Box::pin(async move { self.fleet.change(id, &change).await })
+        Box::pin(async move {
+            let changed = self.fleet.change(id, &change).await?;
+            if changed {
+                self.reload().await?;
+            }
+            Ok(changed)
+        })
     }
 
     fn verify(&self, clusters: Vec<ClusterId>) -> Result<Job, HostError> {

@@ -45,14 +45,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::{Destination, Place};
-
-    fn name(text: &str) -> HostName {
-        match Destination::new(text, 80).expect(text).place() {
-            Place::Name(name) => name.clone(),
-            Place::Address(ip) => panic!("{ip} is an address"),
-        }
-    }
+    use crate::names::tests::name;
 
     #[test]
     fn an_answer_holds_for_its_time_and_thirty_seconds_at_most() {

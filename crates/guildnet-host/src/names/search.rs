@@ -57,14 +57,7 @@ fn is_below(name: &str, suffix: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::{Destination, Place};
-
-    fn name(text: &str) -> HostName {
-        match Destination::new(text, 80).expect(text).place() {
-            Place::Name(name) => name.clone(),
-            Place::Address(ip) => panic!("{ip} is an address"),
-        }
-    }
+    use crate::names::tests::name;
 
     #[test]
     fn the_clusters_own_names_come_before_the_worlds() {

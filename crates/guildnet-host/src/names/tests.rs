@@ -159,6 +159,14 @@ async fn led(names: &Names, cluster: &Arc<FakeCluster>, to: &str) -> Result<Stri
     Ok(said.trim_end().trim_start_matches("a ").to_owned())
 }
 
+/// A text that is a name.
+pub(super) fn name(text: &str) -> HostName {
+    match Destination::new(text, 80).expect(text).place() {
+        Place::Name(name) => name.clone(),
+        Place::Address(ip) => panic!("{ip} is an address"),
+    }
+}
+
 #[tokio::test]
 async fn names_lead_where_the_clusters_dns_says_and_one_connection_serves_a_name() {
     let (names, cluster) = (Names::default(), Arc::new(FakeCluster::new(Server::Answers)));

@@ -1,6 +1,6 @@
 //! `guildnet forward`: its flags become requests, its answers are printed.
 
-use guildnet_host::{ForwardRequest, ForwardSession, ForwardSpec, ForwardStatus, ForwardStop};
+use guildnet_host::{ForwardRequest, ForwardSession, ForwardSpec, ForwardStatus, ForwardStop, Settings};
 use guildnet_model::Class;
 
 use super::Context;
@@ -23,22 +23,27 @@ pub(super) async fn run(args: Forward, context: &Context) -> Result<(), Failure>
         }
         return print::data(format, &forwards, || table(&forwards));
     }
-    let Some(cluster) = cluster.filter(|_| !args.stop_all) else {
-        let which = if args.stop_all {
-            ForwardStop::All(args.cluster.as_deref().map(settings::cluster).transpose()?)
-        } else {
-            ForwardStop::These(args.stop)
-        };
-        let stopped = guildnet_host::forward_stop(&settings, &which).await?;
-        stopped.iter().for_each(|forward| context.talk.say(&format!("stopped: {}", line(forward))));
-        if stopped.is_empty() {
-            context.talk.say("no forwards to stop");
+    let which = match cluster {
+        of if args.stop_all => ForwardStop::All(of),
+        Some(cluster) => {
+            let forwards =
+                args.forwards.iter().map(|text| text.parse::<ForwardSpec>()).collect::<Result<Vec<_>, _>>()?;
+            let request = ForwardRequest { cluster, forwards, keep: args.keep };
+            return make(&settings, &request, format, context).await;
         }
-        return Ok(());
+        None => ForwardStop::These(args.stop),
     };
-    let forwards = args.forwards.iter().map(|text| text.parse::<ForwardSpec>()).collect::<Result<Vec<_>, _>>()?;
-    let request = ForwardRequest { cluster, forwards, keep: args.keep };
-    let session = guildnet_host::forward(&settings, &request).await?;
+    let stopped = guildnet_host::forward_stop(&settings, &which).await?;
+    stopped.iter().for_each(|forward| context.talk.say(&format!("stopped: {}", line(forward))));
+    if stopped.is_empty() {
+        context.talk.say("no forwards to stop");
+    }
+    Ok(())
+}
+
+/// Makes forwards, says where they are, and stays with them unless they are to be kept.
+async fn make(settings: &Settings, request: &ForwardRequest, format: Format, context: &Context) -> Result<(), Failure> {
+    let session = guildnet_host::forward(settings, request).await?;
     match format {
         Format::Table | Format::Wide => {
             let lines: Vec<String> = session.forwards.iter().map(|forward| line(forward) + "\n").collect();
@@ -46,7 +51,7 @@ pub(super) async fn run(args: Forward, context: &Context) -> Result<(), Failure>
         }
         Format::Json | Format::Yaml => print::data(format, &session.forwards, || table(&session.forwards))?,
     }
-    if args.keep { Ok(()) } else { stay(session, context).await }
+    if request.keep { Ok(()) } else { stay(session, context).await }
 }
 
 /// Says what goes wrong for as long as the forwards live.

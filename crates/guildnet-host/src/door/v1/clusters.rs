@@ -15,7 +15,7 @@ use url::Url;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, jobs, query, required, routers::known, unknown};
+use super::{cluster_id, jobs, known, query, required, unknown};
 use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{crowd::Slot, problem::Problem, routes::Behind},
@@ -178,7 +178,7 @@ struct Remove {
 )]
 async fn remove(State(behind): State<Behind>, Path(id): Path<String>, uri: Uri) -> Result<Response, Problem> {
     let asked: Remove = query(&uri)?;
-    let id = known(&behind, &id).await?;
+    let id = known(&behind, &id)?;
     let request = RemoveRequest { id, keep_router: asked.keep_router, forget: asked.forget };
     Ok(jobs::begun(&behind.api.start(Work::Remove(request))?))
 }
@@ -195,9 +195,8 @@ async fn connectors(State(behind): State<Behind>) -> Json<Vec<ConnectorShown>> {
     params(("id" = String, Path, description = "The cluster's id")), responses((status = OK, body = ConnectorShown)),
 )]
 async fn connector(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Json<ConnectorShown>, Problem> {
-    let id = known(&behind, &id).await?;
-    let running = behind.api.connectors().await.into_iter().find(|c| c.cluster == id);
-    running.map(Json).ok_or_else(|| {
+    let id = known(&behind, &id)?;
+    behind.api.connector(&id).await.map(Json).ok_or_else(|| {
         HostError::new(Class::NotFound, "its connector does not run")
             .of_cluster(&id)
             .with_hint(format!("guildnet cluster connect {id}"))

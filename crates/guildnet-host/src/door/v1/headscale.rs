@@ -6,7 +6,7 @@ use axum::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::cluster_id;
+use super::known;
 use crate::{
     KeyInfo, NamespaceShown,
     door::{problem::Problem, routes::Behind},
@@ -34,7 +34,6 @@ async fn keys(State(behind): State<Behind>) -> Result<Json<Vec<KeyInfo>>, Proble
     params(("id" = String, Path, description = "The cluster's id")), responses((status = OK, body = [KeyInfo])),
 )]
 async fn keys_of(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Json<Vec<KeyInfo>>, Problem> {
-    let id = cluster_id(&id)?;
-    behind.api.record(&id).await?;
+    let id = known(&behind, &id)?;
     Ok(Json(behind.api.keys(&[id]).await?))
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, jobs, read};
+use super::{cluster_id, jobs, known, read};
 use crate::{
     RouterReport, RouterRequest, Via,
     door::{problem::Problem, routes::Behind},
@@ -98,7 +98,7 @@ struct Ensure {
     responses((status = ACCEPTED, body = Job, description = "Begun")),
 )]
 async fn ensure(State(behind): State<Behind>, Path(id): Path<String>, body: Body) -> Result<Response, Problem> {
-    let id = known(&behind, &id).await?;
+    let id = known(&behind, &id)?;
     let asked: Ensure = read(body).await?;
     Ok(jobs::begun(&behind.api.start(Work::Router(request(id, asked.routes)))?))
 }
@@ -110,7 +110,7 @@ async fn ensure(State(behind): State<Behind>, Path(id): Path<String>, body: Body
     responses((status = ACCEPTED, body = Job, description = "Begun")),
 )]
 async fn remove(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let id = known(&behind, &id).await?;
+    let id = known(&behind, &id)?;
     Ok(jobs::begun(&behind.api.start(Work::RouterRemove(request(id, None)))?))
 }
 
@@ -132,16 +132,9 @@ struct Rotate {
     responses((status = ACCEPTED, body = Job, description = "Begun")),
 )]
 async fn rotate(State(behind): State<Behind>, Path(id): Path<String>, body: Body) -> Result<Response, Problem> {
-    let id = known(&behind, &id).await?;
+    let id = known(&behind, &id)?;
     let asked: Rotate = read(body).await?;
     Ok(jobs::begun(&behind.api.start(Work::Rotate { id, router: asked.router })?))
-}
-
-/// A cluster that is there.
-pub(super) async fn known(behind: &Behind, id: &str) -> Result<ClusterId, Problem> {
-    let id = cluster_id(id)?;
-    behind.api.record(&id).await?;
-    Ok(id)
 }
 
 fn request(id: ClusterId, routes: Option<Networks>) -> RouterRequest {
