@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make bench-kube`: the lab's cluster a asked directly and through the Host App, interleaved (`make up` first; as root).
+# `make bench-kube`: the lab's cluster a asked directly, through a connector and through the Host App, interleaved (`make up` first; as root).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
@@ -15,4 +15,6 @@ through=$(mktemp)
 trap 'bin/guildnet-lab door a shut; rm -f "$through"' EXIT
 bin/guildnet-lab door a open
 bin/guildnet kubeconfig print a >"$through"
-"${CARGO_TARGET_DIR:-target}/release/guildnet-bench" kube --direct "$person/a.kubeconfig" --through "$through" "$@"
+"${CARGO_TARGET_DIR:-target}/release/guildnet-bench" kube --direct "$person/a.kubeconfig" --through "$through" \
+    --headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key" \
+    --headscale-ca "$person/headscale-ca.pem" "$@"

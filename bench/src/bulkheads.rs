@@ -120,7 +120,7 @@ impl Bulkheads {
     }
 
     async fn measure(&self) -> Result<Seen, Failure> {
-        let healthy = Way::open("healthy", &self.healthy).await?;
+        let healthy = Way::open("healthy", &self.healthy, None).await?;
         for _ in 0..50 {
             healthy.whole(Method::GET, PATH, None).await?;
         }
@@ -175,7 +175,7 @@ impl Bulkheads {
         for file in &self.stuck {
             // Four connections, since one takes 512 requests at most and a browser or an informer has a few.
             for _ in 0..4 {
-                let way = Arc::new(Way::open("stuck", file).await?);
+                let way = Arc::new(Way::open("stuck", file, None).await?);
                 for _ in 0..STUCK / 4 {
                     let (way, counts) = (Arc::clone(&way), Arc::clone(counts));
                     tasks.spawn(async move {
@@ -193,7 +193,7 @@ impl Bulkheads {
             }
         }
         if let Some(file) = &self.flood {
-            let way = Arc::new(Way::open("flood", file).await?);
+            let way = Arc::new(Way::open("flood", file, None).await?);
             let pause = self.pace.map(|pace| Duration::from_secs_f64(FLOOD as f64 / f64::from(pace.max(1))));
             for _ in 0..FLOOD {
                 let (way, counts) = (Arc::clone(&way), Arc::clone(counts));

@@ -3,22 +3,19 @@
 use std::{
     io::{BufRead, Write},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use guildnet_model::{ConnectorSpec, Dialer, Io, Secret, StartConnector, Target};
-use guildnet_tailnet::{Engine, EngineConfig};
+use guildnet_model::{Dialer, Io, Secret, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
 use crate::{
     figures::Failure,
     protocol::{Answer, HEADER, header},
+    tailnet::{JOIN_LIMIT, JOIN_PAUSE, Member, ROUTES},
     usage,
 };
-
-/// How long a join may take, first echo included.
-const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the client is to join and measure.
 #[derive(Debug, clap::Args)]
@@ -33,7 +30,7 @@ pub(crate) struct Client {
     #[arg(long, default_value = "a")]
     cluster: guildnet_model::ClusterId,
     /// The cluster's networks.
-    #[arg(long, default_value = "10.96.0.0/16,10.244.0.0/16")]
+    #[arg(long, default_value = ROUTES)]
     routes: guildnet_model::Networks,
 }
 
@@ -42,19 +39,11 @@ impl Client {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         // Two threads, as in the Host App: the application's and the engine's own.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let folder = tempfile::tempdir()?;
-        let engine = Engine::new(EngineConfig::default())?;
-        let connector = engine.start(ConnectorSpec {
-            cluster: self.cluster.clone(),
-            login_server: self.login_server.clone(),
-            ca_pem: std::env::var_os("SSL_CERT_FILE").map(std::fs::read_to_string).transpose()?,
-            hostname: self.hostname.clone(),
-            state_dir: folder.path().join("state"),
-            auth_key: std::env::var("TS_AUTHKEY").ok().map(Secret::new),
-            routes: self.routes.clone(),
-            site: None,
-        })?;
-        let mut session = Session { dialer: connector.dialer(), target: self.target, flow: None };
+        let ca_pem = std::env::var_os("SSL_CERT_FILE").map(std::fs::read_to_string).transpose()?;
+        let auth_key = std::env::var("TS_AUTHKEY").ok().map(Secret::new);
+        let member =
+            Member::start(&self.login_server, &self.cluster, &self.hostname, self.routes.clone(), ca_pem, auth_key)?;
+        let mut session = Session { dialer: member.dialer(), target: self.target, flow: None };
         let mut out = std::io::stdout().lock();
         for line in std::io::stdin().lock().lines() {
             let answer = runtime.block_on(session.timed(&line?));
@@ -62,7 +51,7 @@ impl Client {
             writeln!(out)?;
             out.flush()?;
         }
-        runtime.block_on(connector.stop(Duration::from_secs(5)));
+        runtime.block_on(member.leave());
         Ok(())
     }
 }
@@ -133,7 +122,7 @@ impl Session {
             if begin.elapsed() > JOIN_LIMIT {
                 return Err(failure);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(JOIN_PAUSE).await;
         }
     }
 

@@ -6,31 +6,20 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user};
-use guildnet_model::{ClusterId, Secret, Target};
+use guildnet_model::{Secret, Target};
 use serde::Serialize;
-use url::Url;
 
 use crate::{
     figures::{Failure, median},
     protocol::Answer,
+    tailnet::Tailnet,
 };
 
 /// What to measure, where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Compare {
-    /// The Headscale server.
-    #[arg(long)]
-    headscale_url: Url,
-    /// File with its API key, to mint a key for each client.
-    #[arg(long)]
-    headscale_api_key_file: PathBuf,
-    /// File with the certificate authority to trust.
-    #[arg(long)]
-    headscale_ca: PathBuf,
-    /// The cluster to dial into; its policy must be applied already (`guildnet up`).
-    #[arg(long, default_value = "a")]
-    cluster: ClusterId,
+    #[command(flatten)]
+    tailnet: Tailnet,
     /// The far end inside the cluster.
     #[arg(long, default_value = "10.96.0.80:9000")]
     target: Target,
@@ -71,7 +60,8 @@ impl Compare {
     /// Starts both clients, runs the rounds, prints the figures.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let bytes = self.mib << 20;
-        let keys = self.mint(2)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let keys = runtime.block_on(self.tailnet.mint(2))?;
         let me = std::env::current_exe()?;
         let mut ours = Peer::start(&me, &["client"], self, "bench-ours", &keys[0])?;
         let mut tsnet = Peer::start(&self.tsnet, &[], self, "bench-tsnet", &keys[1])?;
@@ -94,30 +84,6 @@ impl Compare {
         ours.finish()?;
         tsnet.finish()?;
         self.print(&rows)
-    }
-
-    fn mint(&self, count: usize) -> Result<Vec<Secret<String>>, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let headscale = Headscale::new(HeadscaleConfig {
-            url: self.headscale_url.clone(),
-            api_key: Some(Secret::new(std::fs::read_to_string(&self.headscale_api_key_file)?.trim().to_owned())),
-            ca_pem: Some(std::fs::read_to_string(&self.headscale_ca)?),
-        })?;
-        runtime.block_on(async {
-            let user = ensure_user(&headscale, &self.cluster).await?.id;
-            let mut keys = Vec::new();
-            for _ in 0..count {
-                let new = NewKey {
-                    user,
-                    tags: vec![self.cluster.client_tag()],
-                    reusable: false,
-                    ephemeral: true,
-                    expires: jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10),
-                };
-                keys.push(headscale.create_key(&new).await?.1);
-            }
-            Ok(keys)
-        })
     }
 
     fn print(&self, rows: &[Row]) -> Result<(), Failure> {
@@ -191,9 +157,9 @@ impl Peer {
     ) -> Result<Self, Failure> {
         let mut child = Command::new(program)
             .args(first)
-            .args([what.headscale_url.as_str(), name, &what.target.to_string()])
+            .args([what.tailnet.headscale_url.as_str(), name, &what.target.to_string()])
             .env("TS_AUTHKEY", key.expose())
-            .env("SSL_CERT_FILE", &what.headscale_ca)
+            .env("SSL_CERT_FILE", &what.tailnet.headscale_ca)
             .env("TS_NO_LOGS_NO_SUPPORT", "true")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,6 +1,6 @@
-//! Kubernetes through the Host App, beside the API server asked directly: what the way through the tailnet and the proxy
-//! costs kubectl and client libraries. Both clients are one HTTP/2 connection of this process, and a WebSocket for each exec;
-//! rounds are interleaved.
+//! Kubernetes through the Host App, beside the API server asked directly and through a connector alone: what the way
+//! through the tailnet costs kubectl and client libraries, and what of it the proxy does. Each client is one HTTP/2
+//! connection of this process, and a WebSocket for each exec; rounds are interleaved.
 //!
 //! The way itself: `kube/way.rs`.
 
@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
+use guildnet_model::Target;
 use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +21,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use self::way::Socket;
 pub(crate) use self::way::Way;
-use crate::figures::{Failure, median, p50_ms, p99_ms};
+use crate::{
+    figures::{Failure, median, p50_ms, p99_ms},
+    tailnet::Tailnet,
+};
 
 /// Where this benchmark's objects live; made, and removed at the end.
 const NAMESPACE: &str = "guildnet-bench";
@@ -38,6 +42,11 @@ pub(crate) struct Kube {
     /// Kubeconfig of the same cluster through the Host App (guildnet kubeconfig print).
     #[arg(long)]
     through: PathBuf,
+    #[command(flatten)]
+    tailnet: Tailnet,
+    /// The API server's address inside the cluster, dialled through the connector.
+    #[arg(long, default_value = "10.96.0.1:443")]
+    inside: Target,
     /// Pods in the long list.
     #[arg(long, default_value_t = 5000)]
     pods: usize,
@@ -55,6 +64,7 @@ struct Row {
     figure: &'static str,
     unit: &'static str,
     direct: f64,
+    connector: f64,
     through: f64,
 }
 
@@ -63,20 +73,27 @@ impl Kube {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let rows = runtime.block_on(async {
-            let ways = [Way::open("direct", &self.direct).await?, Way::open("through", &self.through).await?];
+            let member = self.tailnet.join("bench-kube", self.inside).await?;
+            let ways = [
+                Way::open("direct", &self.direct, None).await?,
+                Way::open("connector", &self.direct, Some((member.dialer(), self.inside))).await?,
+                Way::open("through", &self.through, None).await?,
+            ];
             remove(&ways[0]).await?;
             let measured = match make(&ways[0], self.pods).await {
                 Ok(()) => self.measure(&ways).await,
                 Err(why) => Err(why),
             };
             remove(&ways[0]).await?;
+            drop(ways);
+            member.leave().await;
             measured
         })?;
         self.print(&rows)
     }
 
-    async fn measure(&self, ways: &[Way; 2]) -> Result<Vec<Row>, Failure> {
-        let mut seen: [Vec<Vec<f64>>; 2] = Default::default();
+    async fn measure(&self, ways: &[Way; 3]) -> Result<Vec<Row>, Failure> {
+        let mut seen: [Vec<Vec<f64>>; 3] = Default::default();
         for round in 0..=self.rounds {
             for (way, seen) in ways.iter().zip(&mut seen) {
                 let figures = round_of(way).await.map_err(|why| format!("{}: {why}", way.name()))?;
@@ -91,7 +108,8 @@ impl Kube {
             figure,
             unit,
             direct: column(&seen[0], at),
-            through: column(&seen[1], at),
+            connector: column(&seen[1], at),
+            through: column(&seen[2], at),
         };
         Ok(FIGURES.iter().enumerate().map(row).collect())
     }
@@ -104,10 +122,11 @@ impl Kube {
             writeln!(out)?;
             return Ok(());
         }
-        writeln!(out, "{:<36} {:>10} {:>10} {:>10}", "", "direct", "through", "difference")?;
+        writeln!(out, "{:<36} {:>10} {:>10} {:>10} {:>16}", "", "direct", "connector", "through", "through - direct")?;
         for r in rows {
             let name = format!("{}, {}", r.figure, r.unit);
-            writeln!(out, "{name:<36} {:>10.2} {:>10.2} {:>+10.2}", r.direct, r.through, r.through - r.direct)?;
+            let more = r.through - r.direct;
+            writeln!(out, "{name:<36} {:>10.2} {:>10.2} {:>10.2} {more:>+16.2}", r.direct, r.connector, r.through)?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! Each client is a process of its own, so that processor time and memory are its own, and rounds are interleaved, so
 //! that a noisy machine troubles all of them alike. Nothing here passes or fails: it reports. `compare.rs` is the
-//! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `bulkheads.rs` of clusters beside each other, `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet.
+//! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `bulkheads.rs` of clusters beside each other,
+//! `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet, `tailnet.rs` how this process joins.
 
 mod bulkheads;
 mod client;
@@ -10,6 +11,7 @@ mod compare;
 mod figures;
 mod kube;
 mod protocol;
+mod tailnet;
 mod usage;
 
 use std::process::ExitCode;

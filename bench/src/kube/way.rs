@@ -1,9 +1,12 @@
-//! One HTTP/2 connection to an API server, as a kubeconfig describes it: directly, or through the Host App.
+//! One HTTP/2 connection to an API server, as a kubeconfig describes it: directly, through a connector, or through the
+//! Host App.
 
 use std::{path::Path, process::Command, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use guildnet_kube::DirectDialer;
+use guildnet_model::{Dialer, Io, Target};
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
@@ -11,7 +14,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, tungstenite::client::IntoClientRequest as _};
 use url::Url;
@@ -29,11 +31,25 @@ pub(crate) struct Way {
     sender: http2::SendRequest<Full<Bytes>>,
     /// For connections that switch to another protocol.
     http1: Arc<ClientConfig>,
+    road: Road,
+}
+
+/// How a connection is opened, before anything is said on it.
+struct Road {
+    dialer: Arc<dyn Dialer>,
+    to: Target,
     tls_name: ServerName<'static>,
 }
 
+impl Road {
+    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<TlsStream<Box<dyn Io>>, Failure> {
+        let stream = self.dialer.dial(self.to).await?;
+        Ok(TlsConnector::from(tls).connect(self.tls_name.clone(), stream).await?)
+    }
+}
+
 /// A WebSocket to an API server.
-pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<TlsStream<Box<dyn Io>>>;
 
 /// An answer's body, as it comes.
 pub(crate) struct Pieces(Incoming);
@@ -51,8 +67,13 @@ impl Pieces {
 }
 
 impl Way {
-    /// Connects as the first cluster and user of the file say: certificate, token, or a program that gives one.
-    pub(crate) async fn open(name: &'static str, kubeconfig: &Path) -> Result<Self, Failure> {
+    /// Connects as the first cluster and user of the file say: certificate, token, or a program that gives one. `by` is
+    /// how the server is dialled, and where, if not from this machine at the address in the file.
+    pub(crate) async fn open(
+        name: &'static str,
+        kubeconfig: &Path,
+        by: Option<(Arc<dyn Dialer>, Target)>,
+    ) -> Result<Self, Failure> {
         let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(kubeconfig)?)?;
         let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -86,7 +107,16 @@ impl Way {
         let bearer = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose()?;
         let host = server.host_str().ok_or("the server's URL has no host")?;
         let tls_name = ServerName::try_from(text(&cluster["tls-server-name"]).unwrap_or_else(|| host.to_owned()))?;
-        let stream = connect(&server, Arc::new(tls), &tls_name).await?;
+        let (dialer, to) = match by {
+            Some(by) => by,
+            None => {
+                let port = server.port_or_known_default().unwrap_or(443);
+                let address = tokio::net::lookup_host((host, port)).await?.next().ok_or("the server has no address")?;
+                (Arc::new(DirectDialer) as Arc<dyn Dialer>, Target::from(address))
+            }
+        };
+        let road = Road { dialer, to, tls_name };
+        let stream = road.connect(Arc::new(tls)).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(64 * WINDOW)
@@ -94,7 +124,7 @@ impl Way {
             .await?;
         // It ends with its sender.
         tokio::spawn(connection);
-        Ok(Self { name, server, bearer, sender, http1, tls_name })
+        Ok(Self { name, server, bearer, sender, http1, road })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -121,7 +151,7 @@ impl Way {
 
     /// Opens a WebSocket on a connection of its own, as `kubectl exec` does (v5.channel.k8s.io).
     pub(crate) async fn socket(&self, path: &str) -> Result<Socket, Failure> {
-        let stream = connect(&self.server, Arc::clone(&self.http1), &self.tls_name).await?;
+        let stream = self.road.connect(Arc::clone(&self.http1)).await?;
         let base = self.server.as_str().trim_end_matches('/').replacen("https", "wss", 1);
         let mut request = format!("{base}{path}").into_client_request()?;
         let headers = request.headers_mut();
@@ -142,17 +172,6 @@ impl Way {
         }
         Ok(whole)
     }
-}
-
-async fn connect(
-    server: &Url,
-    tls: Arc<ClientConfig>,
-    name: &ServerName<'static>,
-) -> Result<TlsStream<TcpStream>, Failure> {
-    let host = server.host_str().ok_or("the server's URL has no host")?;
-    let stream = TcpStream::connect((host, server.port_or_known_default().unwrap_or(443))).await?;
-    stream.set_nodelay(true)?;
-    Ok(TlsConnector::from(tls).connect(name.clone(), stream).await?)
 }
 
 /// The token of an exec credential plugin (client.authentication.k8s.io/v1).
