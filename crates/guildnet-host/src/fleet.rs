@@ -15,11 +15,11 @@ use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
 
 use crate::{
-    ClusterInfo, Destination, HostError, Settings, SettingsShown,
+    ClusterInfo, Destination, HostError, ProxiesRequest, Settings, SettingsShown,
     cluster::{self, ClusterActor, ClusterHandle, ClusterSpec},
     error::Explained as _,
     events::{Events, What},
-    forward::{Open, Ways},
+    forward::{self, Open, Ways},
     metrics::Metrics,
     names::OpenError,
     server::Server,
@@ -139,17 +139,22 @@ impl Fleet {
         ClusterActor::spawn_told(spec, Arc::clone(&self.connectors), Arc::clone(&self.events))
     }
 
-    /// Sets switches of a cluster in the store; [`Self::reload`] follows them. `true`: it was not so before.
+    /// Sets switches of a cluster in the store; [`Self::reload`] and [`forward::Forwards::follow`] follow them. `true`: it was
+    /// not so before.
     ///
     /// # Errors
-    /// It is not there; the store can't be read or written.
+    /// It is not there; its proxies are to have one port; the store can't be read or written.
     pub(crate) async fn change(&self, id: &ClusterId, change: &ClusterChange) -> Result<bool, HostError> {
         let Some(mut record) = self.store.get(id).await.explained_of(id)? else {
             return Err(HostError::unknown_cluster(id, &self.store.ids().await.explained()?));
         };
-        let changed = change.apply(&mut record);
-        if changed {
+        // First, as it may be refused.
+        let proxies = change.of_proxies();
+        let mut changed =
+            proxies != ProxiesRequest::default() && forward::set_proxies(&self.store, id, proxies).await?;
+        if change.apply(&mut record) {
             self.store.replace(&record).await.explained_of(id)?;
+            changed = true;
         }
         Ok(changed)
     }
@@ -469,6 +474,28 @@ mod tests {
         assert!(status::of_clusters(&fleet).await[0].read_only, "and it is told");
         assert_eq!(connectors.started.lock().expect("not poisoned").len(), 1);
         assert_eq!(fleet.read_only(&id("x")).expect_err("unknown").class(), Class::NotFound);
+        fleet.stop().await;
+    }
+
+    #[tokio::test]
+    async fn switches_are_set_together_or_not_at_all() {
+        let (_home, fleet, _) = fleet(&[record("a")]).await;
+        let change = |text: &str| serde_json::from_str::<ClusterChange>(text).expect("switches");
+        let set = async |text: &str| fleet.change(&id("a"), &change(text)).await;
+        let proxies = async || Ways::of(&fleet.store).await.expect("read").proxies_on(&id("a"));
+        let refused = set(r#"{"readOnly":true,"proxies":true,"socksPort":5,"httpPort":5}"#).await;
+        assert_eq!(refused.expect_err("one port for two").class(), Class::Usage);
+        assert!(!fleet.store.get(&id("a")).await.expect("read").expect("there").read_only);
+        assert_eq!(set(r#"{"proxies":false}"#).await, Ok(false), "they are off unless somebody switches them on");
+        assert_eq!(set(r#"{"readOnly":true,"proxies":true,"httpPort":5}"#).await, Ok(true));
+        assert!(fleet.store.get(&id("a")).await.expect("read").expect("there").read_only);
+        let (socks, http) = proxies().await.expect("on");
+        assert_eq!((socks.port(), http.port()), (1080, 5));
+        assert_eq!(set(r#"{"readOnly":true,"proxies":true}"#).await, Ok(false));
+        assert_eq!(set(r#"{"proxies":false}"#).await, Ok(true));
+        assert_eq!(proxies().await, None);
+        let unknown = fleet.change(&id("x"), &change(r#"{"proxies":true}"#)).await;
+        assert_eq!(unknown.expect_err("not there").class(), Class::NotFound);
         fleet.stop().await;
     }
 

@@ -43,7 +43,7 @@ pub use entrance::{Traffic, Trouble};
 pub use spec::{ForwardSpec, ForwardSpecError, Local};
 pub use status::{ForwardStatus, ProxiesStatus, ProxyStatus};
 
-pub(crate) use asked::{Ways, cluster_proxies, cluster_set_proxies, forward, forward_list, forward_stop};
+pub(crate) use asked::{Ways, cluster_proxies, cluster_set_proxies, forward, forward_list, forward_stop, set_proxies};
 pub(crate) use lease::{Lease, Said};
 
 use crate::{

@@ -1,13 +1,15 @@
 //! Switches of a known cluster: `cluster connect` and `disconnect` (whether its connector runs), `cluster set` (what needs no
 //! new connector). The record stays, and so does what was asked for, over restarts.
 
+use std::num::NonZeroU16;
+
 use guildnet_model::ClusterId;
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{HostError, Progress, Settings, add, client::HostClient, fleet, up::Known};
+use crate::{HostError, Progress, ProxiesRequest, Settings, add, client::HostClient, fleet, up::Known};
 
 /// What a switch did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +30,21 @@ pub(crate) struct ClusterChange {
     /// Whether the Host App passes on only what changes nothing there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) read_only: Option<bool>,
+    /// Whether SOCKS5 and CONNECT proxies lead into it. Whether they could have their ports: GET /clusters/{id}/proxies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxies: Option<bool>,
+    /// The SOCKS5 proxy's port; 1080 if none was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u16>, minimum = 1)]
+    pub(crate) socks_port: Option<NonZeroU16>,
+    /// The CONNECT proxy's port; 8080 if none was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u16>, minimum = 1)]
+    pub(crate) http_port: Option<NonZeroU16>,
 }
 
 impl ClusterChange {
-    /// Sets them in a record. `true`: it was not so before.
+    /// Sets those of the record in it. `true`: it was not so before.
     pub(crate) fn apply(&self, record: &mut ClusterRecord) -> bool {
         let wanted = ClusterRecord {
             disconnected: self.connected.map_or(record.disconnected, |connected| !connected),
@@ -43,6 +56,18 @@ impl ClusterChange {
             *record = ClusterRecord { updated: Timestamp::now(), ..wanted };
         }
         changed
+    }
+
+    /// What they say of the proxies.
+    pub(crate) fn of_proxies(&self) -> ProxiesRequest {
+        ProxiesRequest { on: self.proxies, socks_port: self.socks_port, http_port: self.http_port }
+    }
+}
+
+impl From<ProxiesRequest> for ClusterChange {
+    fn from(asked: ProxiesRequest) -> Self {
+        let ProxiesRequest { on, socks_port, http_port } = asked;
+        Self { proxies: on, socks_port, http_port, ..Self::default() }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
+    num::NonZeroU16,
 };
 
 use guildnet_model::{BoxFuture, Class, ClusterId, Explain as _, Secret};
 use guildnet_store::{ProxiesRecord, Store};
-use serde::Serialize;
 
 use super::{ForwardSpec, ForwardStatus, Said, Trouble, credential};
 use crate::{
@@ -126,21 +126,16 @@ pub struct ProxiesRequest {
     /// On or off.
     pub on: Option<bool>,
     /// The SOCKS5 proxy's port.
-    pub socks_port: Option<u16>,
+    pub socks_port: Option<NonZeroU16>,
     /// The CONNECT proxy's port.
-    pub http_port: Option<u16>,
+    pub http_port: Option<NonZeroU16>,
 }
 
 /// How a cluster's proxies are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxiesSet {
-    /// Whether they are on.
-    pub enabled: bool,
-    /// Where SOCKS5 is spoken.
-    pub socks: SocketAddrV4,
-    /// Where CONNECT is spoken.
-    pub http: SocketAddrV4,
+    /// Where SOCKS5 and where CONNECT is spoken, if they are on.
+    pub on: Option<(SocketAddrV4, SocketAddrV4)>,
     /// Whether a Host App runs, which has followed.
     pub served: bool,
 }
@@ -211,14 +206,10 @@ async fn proxies_of(store: &Store, id: &ClusterId) -> Result<Proxies, HostError>
 async fn changing<T>(
     settings: &Settings,
     id: &ClusterId,
-    change: impl AsyncFnOnce(&Store, Proxies) -> Result<T, HostError>,
+    change: impl AsyncFnOnce(&Store) -> Result<T, HostError>,
 ) -> Result<T, HostError> {
     let Some(store) = fleet::open_existing(settings).await? else { return Err(HostError::unknown_cluster(id, &[])) };
-    let done = async {
-        let proxies = proxies_of(&store, id).await?;
-        change(&store, proxies).await
-    }
-    .await;
+    let done = change(&store).await;
     store.close().await;
     done
 }
@@ -230,6 +221,38 @@ async fn put(store: &Store, record: &ProxiesRecord) -> Result<(), HostError> {
     }
 }
 
+/// Sets a cluster's proxies in the store. `true`: it was not so before. Their password is made when anything is first set.
+///
+/// # Errors
+/// There is no cluster of that id; both are to have one port; the store can't be read or written. Nothing is changed then.
+pub(crate) async fn set_proxies(store: &Store, id: &ClusterId, request: ProxiesRequest) -> Result<bool, HostError> {
+    let before = match proxies_of(store, id).await?.record {
+        Some(record) => record,
+        None => ProxiesRecord {
+            cluster: id.clone(),
+            enabled: false,
+            socks_port: SOCKS_PORT,
+            http_port: HTTP_PORT,
+            password: credential::make_password()?,
+        },
+    };
+    let wanted = ProxiesRecord {
+        enabled: request.on.unwrap_or(before.enabled),
+        socks_port: request.socks_port.map_or(before.socks_port, NonZeroU16::get),
+        http_port: request.http_port.map_or(before.http_port, NonZeroU16::get),
+        ..before.clone()
+    };
+    if wanted.socks_port == wanted.http_port {
+        let said = format!("SOCKS5 and CONNECT can't both have port {}", wanted.http_port);
+        return Err(HostError::new(Class::Usage, said).with_hint("give each a port (--socks-port, --http-port)"));
+    }
+    let changed = wanted != before;
+    if changed {
+        put(store, &wanted).await?;
+    }
+    Ok(changed)
+}
+
 /// See [`crate::cluster_set_proxies`].
 pub(crate) async fn cluster_set_proxies(
     settings: &Settings,
@@ -237,49 +260,25 @@ pub(crate) async fn cluster_set_proxies(
     request: ProxiesRequest,
     progress: &dyn Progress,
 ) -> Result<ProxiesSet, HostError> {
-    let (own, record) = changing(settings, id, async |store, Proxies { own, record }| {
-        let before = record.clone();
-        let mut record = match record {
-            Some(record) => record,
-            None => ProxiesRecord {
-                cluster: id.clone(),
-                enabled: false,
-                socks_port: SOCKS_PORT,
-                http_port: HTTP_PORT,
-                password: credential::make_password()?,
-            },
-        };
-        record.enabled = request.on.unwrap_or(record.enabled);
-        record.socks_port = request.socks_port.unwrap_or(record.socks_port);
-        record.http_port = request.http_port.unwrap_or(record.http_port);
-        if record.socks_port == record.http_port {
-            let said = format!("SOCKS5 and CONNECT can't both have port {}", record.http_port);
-            return Err(HostError::new(Class::Usage, said).with_hint("give --socks-port and --http-port"));
-        }
-        if before.as_ref() != Some(&record) {
-            put(store, &record).await?;
-        }
-        Ok((own, record))
-    })
-    .await?;
-    let set = |served| ProxiesSet {
-        enabled: record.enabled,
-        socks: SocketAddrV4::new(own, record.socks_port),
-        http: SocketAddrV4::new(own, record.http_port),
-        served,
+    let Some(host) = HostClient::discover(&settings.home)? else {
+        return changing(settings, id, async |store| {
+            set_proxies(store, id, request).await?;
+            Ok(ProxiesSet { on: Ways::of(store).await?.proxies_on(id), served: false })
+        })
+        .await;
     };
-    let Some(host) = HostClient::discover(&settings.home)? else { return Ok(set(false)) };
-    host.reload().await?;
-    progress.step(Some(id), if record.enabled { "proxies on" } else { "proxies off" });
+    host.change(id, &request.into()).await?;
     let now = host.proxies(id).await?;
-    let silent = [now.socks, now.http].into_iter().flatten().find(|proxy| !proxy.traffic.listening);
+    progress.step(Some(id), if now.enabled { "proxies on" } else { "proxies off" });
+    let silent = [&now.socks, &now.http].into_iter().flatten().find(|proxy| !proxy.traffic.listening);
     if let Some(proxy) = silent {
-        let why = proxy.traffic.last_error.map_or_else(|| format!("{} is not there", proxy.address), |t| t.why);
+        let why = proxy.traffic.last_error.as_ref();
+        let why = why.map_or_else(|| format!("{} is not there", proxy.address), |t| t.why.clone());
         return Err(HostError::new(Class::Conflict, format!("{why}; it is tried again until then"))
             .with_hint(format!("take another port: guildnet cluster set {id} --socks-port N --http-port N"))
             .of_cluster(id));
     }
-    Ok(set(true))
+    Ok(ProxiesSet { on: now.socks.zip(now.http).map(|(socks, http)| (socks.address, http.address)), served: true })
 }
 
 /// See [`crate::cluster_proxies`].
@@ -288,7 +287,8 @@ pub(crate) async fn cluster_proxies(
     id: &ClusterId,
     renew: bool,
 ) -> Result<ProxiesAccess, HostError> {
-    let access = changing(settings, id, async |store, Proxies { own, record }| {
+    let access = changing(settings, id, async |store| {
+        let Proxies { own, record } = proxies_of(store, id).await?;
         let mut record = record.ok_or_else(|| {
             HostError::new(Class::NotFound, "its proxies were never switched on")
                 .with_hint(format!("guildnet cluster set {id} --proxies on"))

@@ -1,6 +1,6 @@
 //! `guildnet cluster`: what can be typed.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU16, path::PathBuf};
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
 
@@ -76,11 +76,11 @@ pub(crate) struct ClusterSet {
     #[arg(long, value_name = "on|off")]
     pub(crate) proxies: Option<Switch>,
     /// The SOCKS5 proxy's port [default: 1080]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) socks_port: Option<u16>,
+    #[arg(long, value_name = "PORT")]
+    pub(crate) socks_port: Option<NonZeroU16>,
     /// The CONNECT proxy's port [default: 8080]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) http_port: Option<u16>,
+    #[arg(long, value_name = "PORT")]
+    pub(crate) http_port: Option<NonZeroU16>,
 }
 
 /// On or off.

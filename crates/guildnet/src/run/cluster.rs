@@ -81,12 +81,11 @@ async fn set(args: ClusterSet, context: &Context) -> Result<(), Failure> {
     if request != ProxiesRequest::default() {
         let done = guildnet_host::cluster_set_proxies(&settings, &id, request, &context.talk).await?;
         let later = if done.served { "" } else { " once the Host App runs: guildnet up" };
-        context.talk.say(&match done.enabled {
-            true => format!(
-                "cluster {id} has proxies: SOCKS5 at {}, CONNECT at {}{later}\ntheir user and password: guildnet cluster proxies {id}",
-                done.socks, done.http
+        context.talk.say(&match done.on {
+            Some((socks, http)) => format!(
+                "cluster {id} has proxies: SOCKS5 at {socks}, CONNECT at {http}{later}\ntheir user and password: guildnet cluster proxies {id}"
             ),
-            false => format!("cluster {id} has no proxies (they are off)"),
+            None => format!("cluster {id} has no proxies (they are off)"),
         });
     }
     Ok(())

@@ -162,9 +162,11 @@ async fn switches_are_set_by_field_and_a_wrong_one_is_named() {
         door.raw("PATCH /api/v1/clusters/a", &[&format!("content-length: {}", body.len())], body).await
     };
     assert_eq!(json::<serde_json::Value>(&patch(r#"{"readOnly":true}"#).await), serde_json::json!({"changed": true}));
-    let wrong = patch(r#"{"readOnly":"yes"}"#).await;
-    assert_eq!(said(&wrong), refused(400, "usage"));
-    assert_eq!(json::<Problem>(&wrong).field.as_deref(), Some("readOnly"));
+    for (field, value) in [("readOnly", r#""yes""#), ("proxies", "1"), ("socksPort", "0"), ("httpPort", "65536")] {
+        let wrong = patch(&format!("{{\"{field}\":{value}}}")).await;
+        assert_eq!(said(&wrong), refused(400, "usage"));
+        assert_eq!(json::<Problem>(&wrong).field.as_deref(), Some(field));
+    }
     assert_eq!(said(&patch("").await), refused(400, "usage"));
     let odd = door.raw("DELETE /api/v1/clusters/a?keepRouter=perhaps", &[], "").await;
     assert_eq!(said(&odd), refused(400, "usage"));
