@@ -1,31 +1,26 @@
 //! Secrets planted wherever one can stand, then looked for wherever none may be: the log at its most verbose, answers of
-//! the API, `/metrics`, the database file, the process's arguments and environment, and what commands print.
+//! the API, events, `/metrics`, every file of the home folder, the process's arguments and environment, and what commands
+//! print. Browsers sign in, and programs give tokens that an API server takes: what they were given is planted too.
 
-use std::{
-    fs,
-    os::unix::net::UnixDatagram,
-    path::Path,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+#[path = "secrets/api_server.rs"]
+mod api_server;
+#[path = "secrets/host_app.rs"]
+mod host_app;
+
+use std::{fs, io::Read as _, path::PathBuf};
 
 use guildnet_kube::{Allow, Kubeconfig};
 use guildnet_model::Secret;
 use guildnet_store::{ClusterRecord, HeadscaleRecord, Store};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use serde_json::Value;
+use tokio::runtime::Runtime;
 
-use crate::sandbox::{Sandbox, base64, good, record, with_user};
-
-/// How long the Host App may take to say something, at most: far above what a loaded machine needs.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::sandbox::{Ran, Sandbox, base64, good, record, with_user};
+use api_server::ApiServer;
+use host_app::{Asked, body, serve};
 
 /// What was planted, by what it is.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Planted(Vec<(&'static str, String)>);
 
 impl Planted {
@@ -44,8 +39,14 @@ impl Planted {
 
     #[track_caller]
     fn is_not_in(&self, place: &str, content: &[u8]) {
+        self.is_not_in_but_for(&[], place, content);
+    }
+
+    /// The same where some secrets may be, by what they are.
+    #[track_caller]
+    fn is_not_in_but_for(&self, given: &[&str], place: &str, content: &[u8]) {
         assert!(!content.is_empty(), "nothing was looked at: {place}");
-        for (what, secret) in &self.0 {
+        for (what, secret) in self.0.iter().filter(|(what, _)| !given.contains(what)) {
             let forms = [secret.clone(), base64(secret.as_bytes()).trim_end_matches('=').to_owned()];
             for form in forms {
                 // The last letters of base64 depend on what follows.
@@ -57,100 +58,77 @@ impl Planted {
     }
 }
 
-/// A Host App in the foreground, ended with the test.
-struct HostApp(Child);
-
-impl Drop for HostApp {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts `guildnet -vv serve`, with its log in a file, and returns when it serves.
-fn serve(sandbox: &Sandbox, form: &str, log: &Path) -> HostApp {
-    let notify = sandbox.path("notify");
-    let _ = fs::remove_file(&notify);
-    let told = UnixDatagram::bind(&notify).expect("bound");
-    told.set_read_timeout(Some(PATIENCE)).expect("set");
-    sandbox.open_up(&notify, 0o600);
-    let mut command = sandbox.prepared(Command::new(env!("CARGO_BIN_EXE_guildnet")));
-    command.args(["-vv", "serve", "--log-format", form]).env("NOTIFY_SOCKET", &notify);
-    command.stdout(Stdio::null()).stderr(fs::File::create(log).expect("a file"));
-    let host = HostApp(command.spawn().expect("the command starts"));
-    let mut said = [0; 256];
-    let length = told
-        .recv(&mut said)
-        .unwrap_or_else(|why| panic!("it does not serve ({why}): {}", fs::read_to_string(log).unwrap_or_default()));
-    assert!(said[..length].starts_with(b"READY=1\n"));
-    host
-}
-
-/// One request over TLS, as it stands; the whole answer.
-async fn ask(home: &Path, request: &str) -> String {
-    let address = fs::read_to_string(home.join("host.addr")).expect("announced").trim().to_owned();
-    let authority = CertificateDer::from_pem_file(home.join("certs/host-ca.crt")).expect("a certificate");
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority).expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = builder.expect("versions").with_root_certificates(roots).with_no_client_auth();
-    let tcp = TcpStream::connect(&address).await.expect("connected");
-    let name = ServerName::try_from("localhost").expect("a name");
-    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS");
-    let request = request.replacen("\r\n", &format!("\r\nhost: {address}\r\nconnection: close\r\n"), 1);
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = Vec::new();
-    // A server that refuses early may reset what it did not read.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8(answer).expect("text")
-}
-
 /// A cluster whose kubeconfig says this about the user; it is to be connected, and its Headscale refuses at once.
-fn cluster(sandbox: &Sandbox, id: &str, user: &str, keys: [&str; 2]) -> ClusterRecord {
+fn cluster(sandbox: &Sandbox, id: &str, kubeconfig: &str, programs: &[PathBuf], keys: &[String; 2]) -> ClusterRecord {
     let file = sandbox.path(&format!("{id}.kubeconfig"));
-    fs::write(&file, with_user("x", "insecure-skip-tls-verify: false", user)).expect("written");
-    let allow = Allow { programs: vec!["/bin/false".into()], ..Allow::default() };
+    fs::write(&file, kubeconfig).expect("written");
+    let allow = Allow { programs: programs.to_vec(), ..Allow::default() };
     let access = Kubeconfig::read(&file).and_then(|k| k.access(None, &allow)).expect("a credential");
     fs::remove_file(&file).expect("it was written");
     let saved = access.to_secret_bytes();
     ClusterRecord {
         kubeconfig: Secret::new(String::from_utf8(saved.expose().clone()).expect("text")),
-        client_auth_key: Some(Secret::new(keys[0].to_owned())),
-        router_auth_key: Some(Secret::new(keys[1].to_owned())),
+        client_auth_key: Some(Secret::new(keys[0].clone())),
+        router_auth_key: Some(Secret::new(keys[1].clone())),
         disconnected: false,
         ..record(id, &sandbox.path("home"))
     }
 }
 
-#[test]
-fn a_planted_secret_is_found_nowhere() {
-    let sandbox = Sandbox::new();
-    let home = sandbox.path("home");
-    let mut planted = Planted::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+/// A program that gives this answer, as the kubeconfig of a cluster at this API server names it.
+fn with_program(
+    sandbox: &Sandbox,
+    server: &ApiServer,
+    name: &str,
+    answer: &str,
+    planted: &mut Planted,
+) -> (String, PathBuf) {
+    let program = sandbox.path(name);
+    fs::write(&program, format!("#!/bin/sh\necho '{answer}'\n")).expect("written");
+    sandbox.open_up(&program, 0o700);
+    let exec = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, interactiveMode: Never, \
+         args: [--token, {}], env: [{{name: X, value: {}}}]}}",
+        program.display(),
+        planted.plant("an argument of a credential's program"),
+        planted.plant("a variable of a credential's program")
+    );
+    let authority = format!("certificate-authority-data: {}", base64(server.authority.as_bytes()));
+    let address = format!("https://{}", server.address);
+    (with_user("x", &authority, &exec).replace("https://127.0.0.1:9", &address), program)
+}
 
+/// Puts secrets wherever one can be stored: `a` has a token, `b` a client's certificate, `c` a program that gives a token, `d` one
+/// that gives no credential. Returns c's token.
+fn fill(sandbox: &Sandbox, runtime: &Runtime, server: &ApiServer, planted: &mut Planted) -> String {
     let key = rcgen::KeyPair::generate().expect("a key");
     let names = rcgen::CertificateParams::new(vec!["me".into()]).expect("a name");
     let certificate = names.self_signed(&key).expect("a certificate").pem();
     let key = key.serialize_pem();
     planted.known("a client key", key.lines().nth(1).expect("a line of it"));
+    planted.known("a client key as a kubeconfig has it", &base64(key.as_bytes())[48..100]);
     let pair = format!(
         "client-certificate-data: {}\n    client-key-data: {}",
         base64(certificate.as_bytes()),
         base64(key.as_bytes())
     );
-    planted.known("a client key as a kubeconfig has it", &base64(key.as_bytes())[48..100]);
-    let exec = format!(
-        "exec: {{apiVersion: client.authentication.k8s.io/v1, command: /bin/false, interactiveMode: Never, \
-         args: [--token, {}], env: [{{name: X, value: {}}}]}}",
-        planted.plant("an argument of a credential's program"),
-        planted.plant("a variable of a credential's program")
-    );
     let token = format!("token: {}", planted.plant("a cluster's token"));
+    let plain = |user: &str| (with_user("x", "insecure-skip-tls-verify: false", user), PathBuf::from("/bin/false"));
+    let given = planted.plant("a token that a program gives");
+    let good = format!(
+        r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{given}"}}}}"#
+    );
+    let odd = format!(r#"{{"token":"{}"#, planted.plant("what a program gives that is no credential"));
     let keys = [planted.plant("a connector's auth key"), planted.plant("a router's auth key")];
-    let keys = [keys[0].as_str(), keys[1].as_str()];
-    let records = [("a", token), ("b", pair), ("c", exec)].map(|(id, user)| cluster(&sandbox, id, &user, keys));
+    let records: Vec<ClusterRecord> = [
+        ("a", plain(&token)),
+        ("b", plain(&pair)),
+        ("c", with_program(sandbox, server, "gives-a-token", &good, planted)),
+        ("d", with_program(sandbox, server, "gives-something-else", &odd, planted)),
+    ]
+    .into_iter()
+    .map(|(id, (kubeconfig, program))| cluster(sandbox, id, &kubeconfig, &[program], &keys))
+    .collect();
     let headscale = HeadscaleRecord {
         url: "https://127.0.0.1:9".parse().expect("a URL"),
         api_key: Some(Secret::new(planted.plant("an API key"))),
@@ -166,7 +144,7 @@ fn a_planted_secret_is_found_nowhere() {
         store.close().await;
     });
     for name in ["guildnet.db", "seal.key"] {
-        let to = home.join(name);
+        let to = sandbox.path("home").join(name);
         fs::copy(folder.path().join(name), &to).expect("copied");
         sandbox.open_up(&to, 0o600);
     }
@@ -177,77 +155,161 @@ fn a_planted_secret_is_found_nowhere() {
         planted.plant("a client's auth key in .env")
     );
     sandbox.file("work/.env", &env_file);
+    given
+}
 
+/// Secrets that commands print because they are asked for nothing else.
+fn printed(sandbox: &Sandbox, planted: &mut Planted) {
+    for (what, args) in
+        [("the metrics token", &["token", "--metrics"][..]), ("kubectl's token", &["kubeconfig", "credential"])]
+    {
+        let ran = sandbox.run(args);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        let told = ran.out.split('"').find(|word| word.starts_with("gnm1.") || word.starts_with("gnk1."));
+        planted.known(what, told.unwrap_or_else(|| panic!("{what}: {ran:#?}")).trim());
+    }
+    let ran = sandbox.run(&["ui", "--print"]);
+    let (_, code) = ran.out.trim().split_once("#code=").unwrap_or_else(|| panic!("{ran:#?}"));
+    planted.known("a code in a link", code);
+    let ran = sandbox.run(&["cluster", "proxies", "a", "-o", "json"]);
+    let access: Value = serde_json::from_str(&ran.out).unwrap_or_else(|why| panic!("{why}: {ran:#?}"));
+    planted.known("the password of a cluster's proxies", access["password"].as_str().expect("text"));
+}
+
+/// Switches a's proxies on, which makes their password, at ports that no other program has.
+fn proxies_on(sandbox: &Sandbox) {
+    let free = || std::net::TcpListener::bind("127.0.0.2:0").expect("a port");
+    let port = |listener: &std::net::TcpListener| listener.local_addr().expect("an address").port().to_string();
+    let (socks, http) = (free(), free());
+    let (socks, http) = (port(&socks), port(&http));
+    let on = ["cluster", "set", "a", "--proxies", "on", "--socks-port", &socks, "--http-port", &http];
+    let ran = sandbox.run(&on);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+}
+
+#[test]
+fn a_planted_secret_is_found_nowhere() {
+    let sandbox = Sandbox::new();
+    let home = sandbox.path("home");
+    let mut planted = Planted::default();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let server = ApiServer::start(&runtime);
+    let given = fill(&sandbox, &runtime, &server, &mut planted);
+    proxies_on(&sandbox);
     let strangers = planted.plant("a credential that is not ours");
     let query = planted.plant("a secret in a query");
-    let body = planted.plant("a secret in a body");
+    let content = planted.plant("a secret in a body");
     for form in ["text", "json"] {
         let log = sandbox.path(&format!("log-{form}"));
         let host = serve(&sandbox, form, &log);
         let token = fs::read_to_string(home.join("token")).expect("made").trim().to_owned();
-        let mut all = Planted(planted.0.clone());
-        all.known("the Host App's token", &token);
-        for (what, args) in
-            [("the metrics token", &["token", "--metrics"][..]), ("kubectl's token", &["kubeconfig", "credential"])]
-        {
-            let ran = sandbox.run(args);
-            assert_eq!(ran.code, 0, "{ran:#?}");
-            let told = ran.out.split('"').find(|word| word.starts_with("gnm1.") || word.starts_with("gnk1."));
-            all.known(what, told.unwrap_or_else(|| panic!("{what}: {ran:#?}")).trim());
+        let mut all = planted.clone();
+        printed(&sandbox, &mut all);
+        let mut bearer = all.clone();
+        bearer.known("the Host App's token", &token);
+        let bearer_line = format!("authorization: Bearer {token}\r\n");
+        let mut asked = Asked { runtime: &runtime, home: home.clone(), planted: bearer, bearer: bearer_line };
+        let page = asked.sign_in();
+        let events = asked.follow(&page);
+
+        // What there is to be listed: a forward that came to nothing, jobs that failed, a report.
+        let wanted = r#"{"cluster":"a","forwards":[{"local":"0","target":"10.96.0.1:443"}]}"#;
+        let made = body(&asked.token("POST /api/v1/forwards", "", wanted));
+        let local = made[0]["id"].as_str().unwrap_or_else(|| panic!("{made}"));
+        let mut end = std::net::TcpStream::connect(local).expect("it listens");
+        let _ = end.read(&mut [0; 1]);
+        let job = asked.job("POST /api/v1/clusters/c/router");
+        assert!(job["steps"].to_string().contains("reached directly") && server.has_seen(&given), "{job}");
+        let job = asked.job("POST /api/v1/clusters/d/router");
+        assert!(job["error"].to_string().contains("no ExecCredential"), "{job}");
+
+        for on in ["false", "true"] {
+            let switched = asked.token("PATCH /api/v1/clusters/a", "", &format!("{{\"proxies\":{on}}}"));
+            assert_eq!(body(&switched)["changed"], true, "{switched}");
         }
-        let bearer = format!("authorization: Bearer {token}\r\n");
+
         let dial = "connection: upgrade\r\nupgrade: guildnet-dial/1\r\n";
         for (line, headers, content) in [
-            ("GET /api/v1/status", "", ""),
-            ("GET /api/v1/clusters", "", ""),
-            ("GET /api/v1/clusters/a", "", ""),
             ("GET /metrics", "", ""),
             ("GET /readyz", "", ""),
             (&format!("GET /nowhere?x={query}"), "", ""),
             (&format!("GET /k8s/a/api/v1/pods?x={query}"), "", ""),
             ("GET /k8s/b/api", "", ""),
-            (&format!("POST /k8s/c/api/v1/namespaces/d/secrets?x={query}"), "", &body),
+            (&format!("POST /k8s/c/api/v1/namespaces/d/secrets?x={query}"), "", &content),
             (&format!("GET /api/v1/clusters/a/dial?to=10.96.0.1:443&x={query}"), dial, ""),
-            ("POST /api/v1/verify", "", &format!("{{\"x\":\"{body}\"}}")),
+            ("POST /api/v1/verify", "", &format!("{{\"x\":\"{content}\"}}")),
+            ("POST /api/v1/clusters", "", &format!("{{\"id\":\"e\",\"kubeconfig\":\"{content}\",\"x\":1}}")),
             ("POST /api/v1/verify", "", "{}"),
             ("POST /api/v1/reload", "", ""),
         ] {
-            let length = content.len();
-            let request = format!("{line} HTTP/1.1\r\n{bearer}{headers}content-length: {length}\r\n\r\n{content}");
-            let answer = runtime.block_on(ask(&home, &request));
-            assert!(answer.starts_with("HTTP/1.1 ") && answer.contains("\r\nx-request-id: "), "{line}: {answer}");
-            // An answer may repeat what was just asked, and nothing else.
-            let others = Planted(all.0.iter().filter(|(_, s)| !request.contains(s) || *s == token).cloned().collect());
-            others.is_not_in(line, answer.as_bytes());
+            asked.token(line, headers, content);
+        }
+        for path in [
+            "status",
+            "settings",
+            "clusters",
+            "clusters/a",
+            "clusters/a/record",
+            "clusters/c/record",
+            "clusters/a/proxies",
+            "clusters/a/connector",
+            "clusters/c/router",
+            "clusters/a/kube/api",
+            "connectors",
+            "namespaces",
+            "keys",
+            "forwards",
+            "jobs",
+            "verify",
+            "sessions",
+        ] {
+            let line = format!("GET /api/v1/{path}");
+            let answers = [asked.token(&line, "", ""), asked.given(&[], &line, &page, "")];
+            if ["forwards", "jobs", "sessions", "clusters/a/proxies"].contains(&path) {
+                assert!(answers.iter().all(|answer| body(answer) != Value::Array(vec![])), "{line}: {answers:?}");
+            }
         }
         for header in ["authorization: Bearer ", "authorization: Basic ", "cookie: x=", "impersonate-user: "] {
-            let request = format!("GET /k8s/a/api HTTP/1.1\r\n{header}{strangers}\r\n\r\n");
-            all.is_not_in(header, runtime.block_on(ask(&home, &request)).as_bytes());
+            asked.given(&[], "GET /k8s/a/api", &format!("{header}{strangers}\r\n"), "");
         }
         let pid = host.0.id();
         for place in ["cmdline", "environ"] {
-            all.is_not_in(place, &fs::read(format!("/proc/{pid}/{place}")).expect("readable"));
+            asked.planted.is_not_in(place, &fs::read(format!("/proc/{pid}/{place}")).expect("readable"));
         }
         // All checks, with what they saw: nothing answers them, so once is enough.
-        let verify = (form == "text").then(|| sandbox.run(&["-vv", "verify", "-o", "json"]));
-        for ran in verify.into_iter().chain([sandbox.run(&["status", "-o", "json"])]) {
-            all.is_not_in("what a command prints", format!("{}{}", ran.out, ran.err).as_bytes());
+        let verify: &[&[&str]] = if form == "text" { &[&["-vv", "verify", "-o", "json"]] } else { &[] };
+        let others: &[&[&str]] = &[
+            &["status", "-o", "json"],
+            &["sessions", "-o", "json"],
+            &["forward", "--list", "-o", "json"],
+            &["cluster", "show", "a", "-o", "yaml"],
+            &["-vv", "router", "status", "c"],
+        ];
+        for args in [verify, others].concat() {
+            let Ran { out, err, .. } = sandbox.run(args);
+            asked.planted.is_not_in(&args.join(" "), format!("{out}{err}").as_bytes());
         }
-        all.is_not_in("guildnet.db", &fs::read(home.join("guildnet.db")).expect("open"));
-        // What is not in the database file yet, if there is anything.
-        if let Ok(log) = fs::read(home.join("guildnet.db-wal"))
-            && !log.is_empty()
-        {
-            all.is_not_in("guildnet.db-wal", &log);
+        assert!(asked.token(&format!("DELETE /api/v1/forwards/{local}"), "", "").starts_with("HTTP/1.1 200 "));
+        for file in sandbox.listing().iter().filter(|file| file.starts_with(&home)) {
+            // Empty ones, sockets and folders have nothing to be found.
+            let Some(content) = fs::read(file).ok().filter(|content| !content.is_empty()) else { continue };
+            let own: &[&str] = if file.ends_with("token") { &["the Host App's token"] } else { &[] };
+            asked.planted.is_not_in_but_for(own, &file.display().to_string(), &content);
         }
         drop(host);
+        let told = runtime.block_on(events).expect("it ended");
+        assert!(told.contains("event: job") && told.contains("reached directly"), "{told}");
+        asked.planted.is_not_in("events", told.as_bytes());
         let text = fs::read(&log).expect("written");
-        all.is_not_in("the log", &text);
+        asked.planted.is_not_in("the log", &text);
         let text = String::from_utf8(text).expect("text");
-        assert!(text.contains("connector") && text.contains("not passed on"), "it was verbose: {text}");
+        for said in ["connector", "not passed on", "a browser signed in"] {
+            assert!(text.contains(said), "it was verbose: {text}");
+        }
         if form == "json" {
             for line in text.lines() {
-                assert!(serde_json::from_str::<serde_json::Value>(line).is_ok_and(|l| l.is_object()), "{line}");
+                assert!(serde_json::from_str::<Value>(line).is_ok_and(|l| l.is_object()), "{line}");
             }
         }
     }
