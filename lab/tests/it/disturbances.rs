@@ -7,7 +7,6 @@ use crate::fleet::{CLUSTERS, ECHO, Fleet, check, eventually};
 #[test]
 fn a_killed_router_comes_back_by_itself_and_the_other_cluster_does_not_notice() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     std::thread::scope(|scope| {
         let (stop_tx, stop_rx) = std::sync::mpsc::channel::<()>();
         let watched = &fleet;
@@ -30,7 +29,6 @@ fn a_killed_router_comes_back_by_itself_and_the_other_cluster_does_not_notice() 
 #[test]
 fn with_udp_blocked_the_relay_carries_and_then_the_path_is_direct_again() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let pid = fleet.host_pid();
     fleet.lab.block_udp("a", true).expect("the gateway blocks");
     let blocked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -49,7 +47,6 @@ fn with_udp_blocked_the_relay_carries_and_then_the_path_is_direct_again() {
 #[test]
 fn a_host_app_that_was_killed_comes_back_as_the_same_nodes() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let nodes = || -> Vec<(u64, String)> {
         let list: serde_json::Value =
             serde_json::from_str(&fleet.headscale(&["nodes", "list", "-o", "json"]).ok()).expect("a list");

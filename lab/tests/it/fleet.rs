@@ -61,11 +61,13 @@ impl Ran {
 }
 
 impl Fleet {
-    /// The shared fleet: one home, set up by `guildnet up` if it is not yet.
+    /// The shared fleet: one home, set up by `guildnet up` if it is not yet. Verify passes.
+    #[track_caller]
     pub(crate) fn up() -> Self {
         let fleet = Self::shared();
         if fleet.run(&["status", "-o", "json"]).code != 0 || !fleet.verify().1["success"].as_bool().unwrap_or(false) {
             fleet.set_up(&["--no-verify"]).ok();
+            fleet.passes_again();
         }
         fleet
     }
@@ -144,11 +146,13 @@ impl Fleet {
         ran
     }
 
-    /// `guildnet verify -o json`: exit code and report.
+    /// `guildnet verify -o json`: exit code and report, which say the same.
+    #[track_caller]
     pub(crate) fn verify(&self) -> (i32, Value) {
         let ran = self.run(&["verify", "-o", "json"]);
-        let report = serde_json::from_str(&ran.out)
+        let report: Value = serde_json::from_str(&ran.out)
             .unwrap_or_else(|why| panic!("{why}\nstdout: {}\nstderr: {}", ran.out, ran.err));
+        assert_eq!(ran.code == 0, report["success"] == true, "exit code {}\n{}", ran.code, pretty(&report));
         (ran.code, report)
     }
 
@@ -165,10 +169,10 @@ impl Fleet {
         }
     }
 
-    /// Verify passes again, with nothing failed and nothing skipped.
+    /// Verify passes again, with nothing failed and nothing skipped; its report.
     #[track_caller]
-    pub(crate) fn passes_again(&self) {
-        self.verify_until(Duration::from_secs(90), |r| r["success"] == true);
+    pub(crate) fn passes_again(&self) -> Value {
+        self.verify_until(Duration::from_secs(90), |r| r["success"] == true)
     }
 
     /// The echo Service's answer through the cluster's connector, by `guildnet dial`.

@@ -81,7 +81,6 @@ fn namespaces(fleet: &Fleet) -> String {
 #[test]
 fn an_identity_is_rotated_without_a_cut_of_the_other_cluster() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let online = |tag: &str| tagged(&fleet, tag).into_iter().find(|n| n.online).expect("one is connected");
     let (old, other, router) = (online("tag:gn-a-client"), online("tag:gn-b-client"), online("tag:gn-a-router"));
     let pid = fleet.host_pid();
@@ -114,7 +113,6 @@ fn an_identity_is_rotated_without_a_cut_of_the_other_cluster() {
 #[test]
 fn a_rotation_without_a_host_app_works_alone() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let old = tagged(&fleet, "tag:gn-a-client").into_iter().find(|n| n.online).expect("connected");
     fleet.run(&["down"]).ok();
     fleet.run(&["headscale", "keys", "rotate", "a"]).ok();
@@ -140,7 +138,6 @@ fn keys_are_listed_with_their_ends_and_without_their_values() {
 #[test]
 fn a_disconnected_cluster_stays_so_over_a_restart_and_nothing_is_required_of_it() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     fleet.run(&["cluster", "disconnect", "a"]).ok();
     let state = |f: &Fleet| {
         let status: Value = serde_json::from_str(&f.run(&["status", "-o", "json"]).out).expect("json");
@@ -164,7 +161,6 @@ fn a_disconnected_cluster_stays_so_over_a_restart_and_nothing_is_required_of_it(
 #[test]
 fn removing_a_cluster_leaves_nothing_and_its_id_can_be_used_again() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     // The door is shut: the router itself is the way to the cluster that it is removed from.
     let said = without_a_cut_of_b(&fleet, || {
         let ran = fleet.run(&["cluster", "remove", "a"]);
@@ -202,7 +198,6 @@ fn removing_a_cluster_leaves_nothing_and_its_id_can_be_used_again() {
 #[test]
 fn a_kept_router_serves_the_cluster_that_is_added_again_from_its_file() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let routers = || tagged(&fleet, "tag:gn-a-router").into_iter().filter(|n| n.online).collect::<Vec<_>>();
     let before = routers();
     let own = tagged(&fleet, "tag:gn-a-client").into_iter().find(|n| n.online).expect("connected");
@@ -225,7 +220,6 @@ fn a_kept_router_serves_the_cluster_that_is_added_again_from_its_file() {
 #[test]
 fn a_router_removed_alone_leaves_the_cluster_known_and_comes_back_by_one_command() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     fleet.run(&["router", "remove", "a"]).ok();
     assert_eq!(tagged(&fleet, "tag:gn-a-router"), []);
     assert!(tagged(&fleet, "tag:gn-a-client").iter().any(|n| n.online), "its connector stays");
@@ -236,7 +230,6 @@ fn a_router_removed_alone_leaves_the_cluster_known_and_comes_back_by_one_command
 #[test]
 fn routes_of_a_dead_router_are_named_and_mended_by_router_ensure() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let old = tagged(&fleet, "tag:gn-a-router").into_iter().find(|n| n.online).expect("connected");
     // A node that lost its disk: its router joins as another one, and the first never comes back.
     let mut lost = fleet.lab.inside("a", "rm").expect("the node runs");
@@ -299,7 +292,6 @@ impl Backup {
 #[test]
 fn a_headscale_restored_from_an_old_backup_is_mended_by_up() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     // The backup is from before cluster a was set up: its namespace, keys, nodes and policy are unknown afterwards.
     with_door_open(&fleet, || fleet.run(&["cluster", "remove", "a"]).ok());
     let backup = Backup::take(&fleet);
@@ -371,7 +363,6 @@ impl Drop for SecondAddress {
 #[test]
 fn a_headscale_at_another_address_is_followed_by_one_command() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let clients = || tagged(&fleet, "tag:gn-a-client").into_iter().map(|n| n.key).collect::<Vec<_>>();
     let before = clients();
     let url = fs::read_to_string(fleet.lab.person_dir().join("headscale-url")).expect("the lab wrote it");

@@ -28,7 +28,6 @@ fn write(fleet: &Fleet, policy: &Value) {
 #[test]
 fn it_is_shown_compared_applied_beside_others_and_taken_back() {
     let fleet = Fleet::up();
-    fleet.passes_again();
     let policy = |args: &[&str]| fleet.run(&[&["headscale", "policy"], args].concat());
     let before = held(&fleet);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
