@@ -37,7 +37,8 @@ const MAX_SHARDS: usize = 4;
 /// Connectors that may wait to be taken over by their shard. A shard takes one at its next turn, so more than a few wait
 /// only if hundreds are started in the same millisecond.
 const WAITING_JOBS: usize = 1024;
-/// TCP window of a flow, bytes: enough for a gigabit at 8 ms. Pages that are never used cost no memory.
+/// TCP window of a flow, bytes: enough for a gigabit at 8 ms. Pages that are never used cost no memory where the
+/// allocator has such blocks from the system, as `guildnet` sees to.
 const WINDOW: usize = 1 << 20;
 /// Flows that one connector may have open at once. A browser and a busy kubectl stay below a hundred.
 const MAX_FLOWS: usize = 4096;
