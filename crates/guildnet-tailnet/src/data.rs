@@ -16,8 +16,7 @@ mod report;
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
-    rc::Rc,
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +28,8 @@ use tokio::{
     time::sleep_until,
 };
 use tracing::Instrument as _;
+
+pub(crate) use self::report::set_state;
 
 use self::{
     flows::Flows,
@@ -102,7 +103,7 @@ fn with_scratch<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
 struct Node {
     spec: ConnectorSpec,
     identity: Arc<Identity>,
-    own: Rc<OwnKey>,
+    own: OwnKey,
     window: usize,
     max_flows: usize,
     /// The zero of the flows' clocks.
@@ -119,7 +120,7 @@ struct Node {
     /// Flows that want a turn.
     runnable: VecDeque<u64>,
     /// Flows that wait until their relay takes packets again.
-    relay_waiting: Vec<u64>,
+    relay_waiting: HashSet<u64>,
     rung: Vec<u64>,
     facts: Facts,
     /// Whether something changed that may change the state.
@@ -157,7 +158,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
     let control_task = control.spawn(controlling.in_current_span());
     let mut node_key = identity.watch_node();
     let mut node = Node {
-        own: Rc::new(OwnKey::new(&node_key.borrow_and_update())),
+        own: OwnKey::new(&node_key.borrow_and_update()),
         spec,
         identity,
         window,
@@ -172,7 +173,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         locator,
         actions: Vec::new(),
         runnable: VecDeque::new(),
-        relay_waiting: Vec::new(),
+        relay_waiting: HashSet::new(),
         rung: Vec::new(),
         facts: Facts::new(),
         changed: false,
@@ -218,13 +219,14 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
                 let pair = node_key.borrow_and_update().clone();
                 node.on_node_key(&pair, Instant::now());
             }
-            servers = node.locator.resolved() => {
-                node.locator.set_servers(servers);
-                node.ask_for_own_address(Instant::now());
+            resolved = node.locator.resolved() => {
+                let now = Instant::now();
+                node.locator.add_servers(resolved, now);
+                node.ask_for_own_address(now);
             }
             () = node.link.readable() => {}
             () = node.link.writable() => {}
-            () = node.relays.room() => node.runnable.extend(node.relay_waiting.drain(..)),
+            () = node.relays.room() => node.wake_relay_waiting(),
             () = bell.rung() => {}
             () = std::future::ready(()), if busy => {}
             () = wait_until(due) => {}
@@ -255,6 +257,8 @@ impl Node {
         self.link.retry();
         let mut count = 0;
         while count < BUDGET && self.link.receive(received) {
+            // An empty datagram costs a call, too.
+            count += 1;
             for (from, datagram) in received.datagrams() {
                 self.on_datagram(ingress::Source::Direct(from), datagram, work, now);
                 count += 1;
@@ -328,6 +332,13 @@ impl Node {
         }
     }
 
+    /// Flows that wait for their relay get another look.
+    fn wake_relay_waiting(&mut self) {
+        for id in std::mem::take(&mut self.relay_waiting) {
+            self.make_runnable(id);
+        }
+    }
+
     fn command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Dial(dial) => self.dial(dial, now),
@@ -396,7 +407,7 @@ impl Node {
 
     /// The server made us take another node key: no session and no flow outlives it.
     fn on_node_key(&mut self, pair: &ts_keys::NodeKeyPair, now: Instant) {
-        self.own = Rc::new(OwnKey::new(pair));
+        self.own = OwnKey::new(pair);
         with_scratch(|scratch| self.reset_flows(&mut scratch.work, now));
         self.peers.clear();
         if let Some(map) = self.map.take() {

@@ -16,11 +16,11 @@ use std::{
     thread,
 };
 
-use guildnet_model::{Connector, ConnectorError, ConnectorSpec, StartConnector};
+use guildnet_model::{Connector, ConnectorError, ConnectorSpec, ConnectorState, StartConnector};
 use tokio::{
     runtime::{Builder, Handle},
     sync::mpsc,
-    task::{JoinSet, LocalSet},
+    task::{JoinSet, LocalSet, spawn_local},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -117,7 +117,7 @@ impl StartConnector for Engine {
         };
         // At every level of the log: each line of a connector, and of what it starts, says whose it is.
         let span = tracing::error_span!("connector", cluster = %setup.spec.cluster);
-        let job: Job = Box::new(move || Box::pin(data::run(setup, ends).instrument(span)));
+        let job: Job = Box::new(move || Box::pin(watched(setup, ends).instrument(span)));
         shard.submit(job)?;
         Ok(Arc::new(TailnetConnector::new(shared)))
     }
@@ -176,6 +176,16 @@ impl Drop for Shard {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("an engine thread panicked");
         }
+    }
+}
+
+/// Runs a connector. If it panics, its status says so: whoever waits for another one would wait for ever.
+async fn watched(setup: data::Setup, ends: connector::Ends) {
+    let status = ends.status.clone();
+    if let Err(error) = spawn_local(data::run(setup, ends).in_current_span()).await {
+        let why = "a defect has stopped it; its log has the details".to_owned();
+        data::set_state(&status, ConnectorState::Failed { why, retry_in: None });
+        report(Err(error));
     }
 }
 

@@ -147,10 +147,27 @@ impl Path {
         for addr in addrs.iter().filter(|addr| is_usable(**addr)) {
             if let Some(known) = self.candidates.iter_mut().find(|c| c.addr == *addr) {
                 known.source = Source::Map;
-            } else if self.candidates.len() < MAX_CANDIDATES {
+            } else if self.make_room() {
                 self.candidates.push(Candidate { addr: *addr, source: Source::Map });
             }
         }
+    }
+
+    /// Makes room for one more candidate, if need be at the cost of the one that was learned longest ago. Returns whether
+    /// there is room.
+    fn make_room(&mut self) -> bool {
+        if self.candidates.len() < MAX_CANDIDATES {
+            return true;
+        }
+        let learned = self.candidates.iter().enumerate().filter_map(|(i, c)| match c.source {
+            Source::Learned(at) => Some((at, i)),
+            Source::Map => None,
+        });
+        let oldest = learned.min();
+        if let Some((_, index)) = oldest {
+            self.candidates.swap_remove(index);
+        }
+        oldest.is_some()
     }
 
     /// The peer's other end is a new one (restarted): what was learned of the old one is void.
@@ -355,20 +372,12 @@ impl Path {
         if !is_usable(addr) {
             return;
         }
-        match self.candidates.iter_mut().find(|c| c.addr == addr) {
-            Some(Candidate { source: Source::Learned(at), .. }) => *at = now,
-            Some(_) => {}
-            None => {
-                if self.candidates.len() >= MAX_CANDIDATES {
-                    let oldest = self.candidates.iter().enumerate().filter_map(|(i, c)| match c.source {
-                        Source::Learned(at) => Some((at, i)),
-                        Source::Map => None,
-                    });
-                    let Some((_, index)) = oldest.min() else { return };
-                    self.candidates.swap_remove(index);
-                }
-                self.candidates.push(Candidate { addr, source: Source::Learned(now) });
+        if let Some(known) = self.candidates.iter_mut().find(|c| c.addr == addr) {
+            if let Source::Learned(at) = &mut known.source {
+                *at = now;
             }
+        } else if self.make_room() {
+            self.candidates.push(Candidate { addr, source: Source::Learned(now) });
         }
     }
 

@@ -4,7 +4,6 @@
 
 use std::{
     net::IpAddr,
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -23,6 +22,8 @@ pub(crate) const OVERHEAD: usize = 32;
 pub(crate) const MESSAGE: usize = 148;
 /// Size of the answer to a handshake initiation.
 const ANSWER: usize = 92;
+/// Size of what a loaded peer answers instead.
+const COOKIE: usize = 64;
 /// Handshakes per second from which on a sender must prove its address by a cookie: far above what one cluster's routers
 /// need, far below what would load a core (0.3 ms each).
 const HANDSHAKE_RATE: u64 = 100;
@@ -46,39 +47,48 @@ const FRESH: Duration = Duration::from_secs(3);
 /// milliseconds after it has begun to answer pings (`wgengine/userspace.go`, `discoChanged`). So long is waited.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// This node's WireGuard key and its guard against floods of handshakes.
+/// This node's WireGuard key and its guards against floods of handshakes.
+///
+/// Only initiations are counted, and here only: an answer belongs to a handshake that this side has begun, and who can't
+/// name that costs nothing. Those from relays are counted by themselves, so that a flood at the socket leaves that way open.
 pub(crate) struct OwnKey {
     secret: StaticSecret,
     public: PublicKey,
-    limiter: Arc<RateLimiter>,
+    direct: RateLimiter,
+    relayed: RateLimiter,
+    /// What the tunnels themselves ask: it checks that a handshake message is made for this node, and counts nothing.
+    open: Arc<RateLimiter>,
 }
 
 impl OwnKey {
     pub(crate) fn new(pair: &NodeKeyPair) -> Self {
         let secret = StaticSecret::from(pair.private.to_x25519_dalek().to_bytes());
         let public = PublicKey::from(&secret);
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKE_RATE));
-        Self { secret, public, limiter }
+        let limited = || RateLimiter::new(&public, HANDSHAKE_RATE);
+        let open = Arc::new(RateLimiter::new(&public, u64::MAX));
+        Self { direct: limited(), relayed: limited(), open, secret, public }
     }
 
     fn tunn(&self, peer: Key, number: u32) -> Box<Tunn> {
-        let limiter = Some(self.limiter.clone());
+        let limiter = Some(self.open.clone());
         Box::new(Tunn::new(self.secret.clone(), PublicKey::from(peer.0), None, None, number, limiter))
     }
 
-    /// Whose handshake an initiation is; `None` if it is not made for this node. Floods are refused by
-    /// [`OwnKey::is_flooded`] first.
+    /// Whose handshake an initiation is; `None` if it is not made for this node. Floods are refused by [`OwnKey::admit`]
+    /// first.
     pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<Key> {
         let Ok(Packet::HandshakeInit(init)) = Tunn::parse_incoming_packet(datagram) else { return None };
         let half = parse_handshake_anon(&self.secret, &self.public, &init).ok()?;
         Some(Key(half.peer_static_public))
     }
 
-    /// Whether a handshake message should be answered: it is made for this node, and there are not too many. A cookie for
-    /// its sender is written to `out` where one is due, its length returned as the error.
+    /// Whether an initiation should be looked at: it is made for this node, and there are not too many. `from` is where it
+    /// came from, `None` for a relay. A cookie for its sender is written to `out` where one is due, its length returned as
+    /// the error.
     pub(crate) fn admit(&self, from: Option<IpAddr>, datagram: &[u8], out: &mut [u8]) -> Result<(), Option<usize>> {
-        self.limiter.reset_count();
-        match self.limiter.verify_packet(from, datagram, out) {
+        let limiter = if from.is_some() { &self.direct } else { &self.relayed };
+        limiter.reset_count();
+        match limiter.verify_packet(from, datagram, out) {
             Ok(_) => Ok(()),
             Err(TunnResult::WriteToNetwork(cookie)) => Err(Some(cookie.len())),
             Err(_) => Err(None),
@@ -95,16 +105,34 @@ pub(crate) enum Kind {
     For(u32),
 }
 
-/// What a datagram is; `None` if it is no WireGuard.
-pub(crate) fn classify(datagram: &[u8]) -> Option<Kind> {
+/// The protocol's messages (WireGuard whitepaper, section 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    Initiation,
+    Answer,
+    Cookie,
+    Data,
+}
+
+/// The kind of a message, and the tunnel's number where it names one.
+fn read(datagram: &[u8]) -> Option<(Message, u32)> {
     let head = datagram.first_chunk::<16>()?;
-    let receiver = |at: usize| Kind::For(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) >> 8);
+    let receiver = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) >> 8;
     match (head[..4].try_into().map(u32::from_le_bytes).ok()?, datagram.len()) {
-        (1, MESSAGE) => Some(Kind::Initiation),
-        (2, ANSWER) => Some(receiver(8)),
-        (3, 64) | (4, OVERHEAD..) => Some(receiver(4)),
+        (1, MESSAGE) => Some((Message::Initiation, 0)),
+        (2, ANSWER) => Some((Message::Answer, receiver(8))),
+        (3, COOKIE) => Some((Message::Cookie, receiver(4))),
+        (4, OVERHEAD..) => Some((Message::Data, receiver(4))),
         _ => None,
     }
+}
+
+/// What a datagram is; `None` if it is no WireGuard.
+pub(crate) fn classify(datagram: &[u8]) -> Option<Kind> {
+    read(datagram).map(|(message, number)| match message {
+        Message::Initiation => Kind::Initiation,
+        Message::Answer | Message::Cookie | Message::Data => Kind::For(number),
+    })
 }
 
 /// What came out of a datagram.
@@ -116,6 +144,8 @@ pub(crate) enum Opened<'a> {
     Reply(&'a [u8]),
     /// Authentic, nothing in it (a keep-alive).
     Empty,
+    /// A cookie, taken: the next handshake will show it. Whoever has seen our initiation can make one, so it proves nothing.
+    Cookie,
     /// Not authentic, or a repetition.
     Refused,
 }
@@ -130,13 +160,13 @@ struct Attempt {
 
 /// The tunnel to one peer.
 pub(crate) struct Tunnel {
-    own: Rc<OwnKey>,
-    peer: Key,
     tunn: Box<Tunn>,
     number: u32,
     ticked: Instant,
     last_used: Option<Instant>,
     attempt: Option<Attempt>,
+    /// An initiation of the peer was answered; what comes next shows that it has the answer.
+    answered: bool,
     last_attempt: Option<Instant>,
     unanswered: Option<Instant>,
     established: Option<SystemTime>,
@@ -146,15 +176,14 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     /// A tunnel without a session. `number` (24 bits) is what the peer addresses it by: random, and no other tunnel's.
-    pub(crate) fn new(own: Rc<OwnKey>, peer: Key, number: u32, now: Instant) -> Self {
+    pub(crate) fn new(own: &OwnKey, peer: Key, number: u32, now: Instant) -> Self {
         Self {
             tunn: own.tunn(peer, number),
-            own,
-            peer,
             number,
             ticked: now,
             last_used: None,
             attempt: None,
+            answered: false,
             last_attempt: None,
             unanswered: None,
             established: None,
@@ -191,7 +220,7 @@ impl Tunnel {
 
     /// Begins a handshake again, at once: there is evidence that the peer can hear us now, or has lost the session.
     pub(crate) fn begin_again(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        self.renew(now);
+        self.catch_up(now, out);
         self.attempt = Some(Attempt { began: now, sent: 0, next: now });
         self.initiate(now, out)
     }
@@ -207,11 +236,12 @@ impl Tunnel {
         self.attempt.is_some()
     }
 
-    /// A tunnel without a session has no ticks, so its clock stands still: it starts anew before it is used again.
-    fn renew(&mut self, now: Instant) {
+    /// A tunnel without a session has no ticks, so its clock stands still: it is set before the tunnel is used again. The
+    /// tunnel itself stays, since it knows which of the peer's initiations were seen.
+    fn catch_up(&mut self, now: Instant, out: &mut [u8]) {
         if now.saturating_duration_since(self.ticked) > IDLE_TICK && !self.is_up() {
-            self.tunn = self.own.tunn(self.peer, self.number);
-            self.up = false;
+            // What it would send is what its caller is about to send, or out of date.
+            let _ = self.tunn.update_timers(out);
             self.ticked = now;
         }
     }
@@ -251,23 +281,26 @@ impl Tunnel {
 
     /// Takes a datagram from the peer. `out` must have room for it and at least [`MESSAGE`] bytes.
     pub(crate) fn open<'a>(&mut self, now: Instant, datagram: &[u8], out: &'a mut [u8]) -> Opened<'a> {
-        let is_handshake = datagram.len() == MESSAGE || datagram.len() == ANSWER;
-        if is_handshake {
-            self.renew(now);
+        let Some((kind, _)) = read(datagram) else { return Opened::Refused };
+        if matches!(kind, Message::Initiation | Message::Answer) {
+            self.catch_up(now, out);
         }
         let opened = match self.tunn.decapsulate(None, datagram, out) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet),
-            TunnResult::WriteToNetwork(message) => {
-                if is_handshake {
-                    // Either ours was answered, or the peer's own has just replaced it.
-                    self.attempt = None;
-                    self.established = Some(SystemTime::now());
-                }
-                Opened::Reply(message)
-            }
+            TunnResult::WriteToNetwork(message) => Opened::Reply(message),
+            TunnResult::Done if kind == Message::Cookie => return Opened::Cookie,
             TunnResult::Done => Opened::Empty,
             TunnResult::Err(_) => return Opened::Refused,
         };
+        match kind {
+            Message::Initiation => self.answered = true,
+            _ if kind == Message::Answer || self.answered => {
+                self.answered = false;
+                self.attempt = None;
+                self.established = Some(SystemTime::now());
+            }
+            _ => {}
+        }
         self.last_used = Some(now);
         self.unanswered = None;
         if !self.up {
@@ -315,3 +348,6 @@ impl Tunnel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const ORPHAN_LIMIT: Duration = Duration::from_secs(15);
 /// When a flow that wants to send but could not is looked at again. Nothing is known to cause it; it must not spin.
 const SECOND_LOOK: Duration = Duration::from_millis(1);
+/// When a flow that waits for a session, or for its relay, is looked at again: its timers run meanwhile, and a handshake that
+/// was given up is begun again.
+const STALLED_LOOK: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Gives a flow its turn: collects and sends what it has, wakes its application, follows its life. Returns the number
@@ -35,17 +38,16 @@ impl Node {
             cell.tcp().abort();
         }
         let Some(slot) = self.peers.get_mut(peer) else { return 0 };
-        if !slot.tunnel.is_up() {
-            self.stall(id, peer, work, now);
-            return 0;
-        }
-        let by_relay = slot.path.via(now).direct.is_none();
-        if by_relay && !self.relays.has_room(slot.relay, now) {
-            self.relay_waiting.push(id);
-            flow.queued = true;
-            return 0;
-        }
-        work.packets.clear_to(if by_relay { relays::BATCH } else { flow::BATCH });
+        let is_up = slot.tunnel.is_up();
+        let by_relay = is_up && slot.path.via(now).direct.is_none();
+        let room = match (is_up, by_relay) {
+            (false, _) => 0,
+            (true, false) => flow::BATCH,
+            (true, true) if self.relays.has_room(slot.relay, now) => relays::BATCH,
+            (true, true) => 0,
+        };
+        // Without room nothing is put out, but the flow's own timers run: it ends if this lasts.
+        work.packets.clear_to(room);
         let (due, wakers, phase, orphan) = {
             let mut tcp = cell.tcp();
             let due = tcp.output(now, &mut work.packets);
@@ -61,6 +63,15 @@ impl Node {
         }
         if !self.follow(id, phase, orphan, now) {
             return sent;
+        }
+        if room == 0 {
+            if is_up {
+                self.relay_waiting.insert(id);
+            } else {
+                self.stall(id, peer, work, now);
+            }
+            self.flows.schedule(id, now + STALLED_LOOK);
+            return 0;
         }
         match due {
             Some(at) if at <= now && sent > 0 => self.make_runnable(id),
@@ -112,15 +123,8 @@ impl Node {
     /// The flow waits until there is a session; one is begun if none is under way.
     fn stall(&mut self, id: u64, peer: SlotId, work: &mut Work, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let phase = flow.cell.tcp().phase();
-        if let Phase::Closed(end) = phase {
-            self.remove_flow(id, end);
-            return;
-        }
+        flow.stalled = true;
         let Some(slot) = self.peers.get_mut(peer) else { return };
-        if !std::mem::replace(&mut flow.stalled, true) {
-            slot.waiting.push(id);
-        }
         if let Some(len) = slot.tunnel.begin(now, &mut work.plain) {
             self.send_message(peer, &work.plain[..len], now);
         }
@@ -129,6 +133,7 @@ impl Node {
     /// Forgets a flow. Its application, if it is still there, learns the end from the flow's own state.
     pub(super) fn remove_flow(&mut self, id: u64, end: End) {
         let Some(flow) = self.flows.remove(id) else { return };
+        self.relay_waiting.remove(&id);
         for waker in flow.cell.tcp().wakers().into_iter().flatten() {
             waker.wake();
         }
@@ -144,7 +149,6 @@ impl Node {
         let peer = flow.tuple.peer;
         if let Some(slot) = self.peers.get_mut(peer) {
             slot.flows -= 1;
-            slot.waiting.retain(|waiting| *waiting != id);
             if slot.probe && slot.flows == 0 {
                 self.peers.remove(peer);
             }

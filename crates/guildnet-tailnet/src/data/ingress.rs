@@ -74,6 +74,8 @@ impl Node {
                     if !std::mem::replace(&mut slot.met, true) {
                         slot.tunnel.begin_soon(now);
                     }
+                    // They need no relay any more.
+                    self.wake_relay_waiting();
                 }
             }
             // Only the relay proves that the peer itself sends it now: a call that was recorded can't be replayed there.
@@ -104,6 +106,7 @@ impl Node {
                 self.dropped += 1;
                 return;
             }
+            Opened::Cookie => return,
             Opened::Empty => None,
             Opened::Reply(message) => {
                 tracing::debug!(peer = ?slot.key, ?kind, ?source, "handshake answered");
@@ -152,7 +155,6 @@ impl Node {
             return;
         }
         self.changed = true;
-        slot.waiting.clear();
         for id in self.flows.of(id) {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             let stalled = std::mem::replace(&mut flow.stalled, false);
@@ -179,7 +181,13 @@ impl Node {
             return;
         };
         work.packets.clear();
-        cell.tcp().input(now, packet, &mut work.packets);
+        let wakers = {
+            let mut tcp = cell.tcp();
+            tcp.input(now, packet, &mut work.packets);
+            tcp.wakers()
+        };
+        // Before the acknowledgement is sent: that takes longer than what the application waits for.
+        wakers.into_iter().flatten().for_each(std::task::Waker::wake);
         if !work.packets.is_empty() {
             self.transmit(peer, work, now);
         }

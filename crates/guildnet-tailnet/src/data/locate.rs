@@ -21,11 +21,13 @@ const INTERVAL: Duration = Duration::from_secs(24);
 /// The same while there is none: just enough to notice that the machine has moved to another network.
 const IDLE_INTERVAL: Duration = Duration::from_secs(300);
 /// How long an answer is believed without another one.
-const FRESH: Duration = Duration::from_secs(60);
+const BELIEVED: Duration = Duration::from_secs(360);
 /// An answer that takes longer than this is not waited for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// The least time between two rounds of requests.
 const PAUSE: Duration = Duration::from_secs(1);
+/// When a name that could not be looked up is tried again: a machine that has just woken has no names for a while.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(10);
 /// Servers that are asked: two are enough to tell a hard NAT from others, three to survive the loss of one.
 const MAX_SERVERS: usize = 3;
 /// Addresses of this machine that are told. More would be bridges of containers.
@@ -33,6 +35,14 @@ const MAX_LOCAL: usize = 16;
 
 /// The STUN side of a relay.
 pub(super) type Server = (u16, SocketAddr);
+/// The same, before its name is looked up.
+type Named = (u16, String, u16);
+
+/// What a look-up brought.
+pub(super) struct Resolved {
+    servers: Vec<Server>,
+    failed: Vec<Named>,
+}
 
 /// What is known of this node's addresses.
 pub(super) struct Locator {
@@ -42,10 +52,12 @@ pub(super) struct Locator {
     relays: Vec<Relay>,
     servers: Vec<Server>,
     pending: HashMap<TransactionId, (Server, Instant)>,
-    /// By server: how it saw us, and when.
+    /// By server: how it saw us, and when that was asked.
     seen: HashMap<SocketAddr, (SocketAddr, Instant)>,
     asked: Option<Instant>,
-    resolving: JoinSet<Vec<Server>>,
+    resolving: JoinSet<Resolved>,
+    /// Servers whose names could not be looked up, and when that is tried again.
+    unresolved: Option<(Instant, Vec<Named>)>,
 }
 
 impl Locator {
@@ -59,6 +71,7 @@ impl Locator {
             seen: HashMap::new(),
             asked: None,
             resolving: JoinSet::new(),
+            unresolved: None,
         }
     }
 
@@ -69,6 +82,7 @@ impl Locator {
         }
         self.relays.clone_from(&map.relays);
         self.servers.clear();
+        self.unresolved = None;
         let mut unresolved = Vec::new();
         for relay in map.relays.iter().filter(|relay| relay.stun_port.is_some()).take(MAX_SERVERS) {
             let port = relay.stun_port.unwrap_or_default();
@@ -79,17 +93,17 @@ impl Locator {
             }
         }
         self.asked = None;
+        self.resolving.abort_all();
         if !unresolved.is_empty() {
-            self.resolving.abort_all();
             self.resolving.spawn(resolve(unresolved).in_current_span());
         }
     }
 
     /// Waits for servers whose names were looked up; forever if none are.
-    pub(super) async fn resolved(&mut self) -> Vec<Server> {
+    pub(super) async fn resolved(&mut self) -> Resolved {
         loop {
             match self.resolving.join_next().await {
-                Some(Ok(servers)) => return servers,
+                Some(Ok(resolved)) => return resolved,
                 // Aborted: a newer look-up is under way.
                 Some(Err(_)) => {}
                 None => std::future::pending().await,
@@ -97,10 +111,14 @@ impl Locator {
         }
     }
 
-    /// Adds servers whose names were looked up.
-    pub(super) fn set_servers(&mut self, servers: Vec<Server>) {
-        self.servers.extend(servers);
-        self.asked = None;
+    /// Adds servers whose names were looked up. The others are tried again after a while.
+    pub(super) fn add_servers(&mut self, resolved: Resolved, now: Instant) {
+        let Resolved { servers, failed } = resolved;
+        if !servers.is_empty() {
+            self.servers.extend(servers);
+            self.asked = None;
+        }
+        self.unresolved = (!failed.is_empty()).then(|| (now + RESOLVE_AGAIN, failed));
     }
 
     /// Whether nobody was asked yet although there is somebody.
@@ -115,13 +133,21 @@ impl Locator {
 
     /// Requests to send now. The machine's own addresses are read again, too.
     pub(super) fn ask(&mut self, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
+        if let Some((_, names)) = self.unresolved.take_if(|(at, _)| *at <= now) {
+            self.resolving.spawn(resolve(names).in_current_span());
+        }
         if self.asked.is_some_and(|at| now.saturating_duration_since(at) < PAUSE) {
             return Vec::new();
         }
         self.asked = Some(now);
-        self.local = interface_addresses();
+        let local = interface_addresses();
+        if local != self.local {
+            // Another network: how we were seen from the old one is void.
+            self.seen.clear();
+            self.local = local;
+        }
         self.pending.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANSWER_LIMIT);
-        self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < FRESH.max(IDLE_INTERVAL + FRESH));
+        self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < BELIEVED);
         let servers = self.servers.clone();
         let request = |server: Server| {
             let id: TransactionId = rand::random();
@@ -134,14 +160,18 @@ impl Locator {
     /// Takes an answer. Returns the server's region and how long it took; `None` if we did not ask.
     pub(super) fn on_answer(&mut self, answer: Answer, now: Instant) -> Option<(u16, Duration)> {
         let ((region, server), at) = self.pending.remove(&answer.id)?;
-        self.seen.insert(server, (answer.seen, now));
+        // Answers of one round belong together: with older ones a NAT that has merely moved would look like a hard one.
+        self.seen.retain(|_, (_, of)| *of == at);
+        self.seen.insert(server, (answer.seen, at));
         Some((region, now.saturating_duration_since(at)))
     }
 
     /// When servers should be asked again.
     pub(super) fn next_due(&self, active: bool) -> Option<Instant> {
         let interval = if active { INTERVAL } else { IDLE_INTERVAL };
-        self.asked.filter(|_| !self.servers.is_empty()).map(|at| at + interval)
+        let ask = self.asked.filter(|_| !self.servers.is_empty()).map(|at| at + interval);
+        let resolve = self.unresolved.as_ref().map(|(at, _)| *at);
+        ask.into_iter().chain(resolve).min()
     }
 
     /// Where this node may be reached, the most likely first. If servers see different ports (a hard NAT), the seen address
@@ -170,15 +200,21 @@ impl Locator {
     }
 }
 
-async fn resolve(names: Vec<(u16, String, u16)>) -> Vec<Server> {
-    let mut servers = Vec::new();
+async fn resolve(names: Vec<Named>) -> Resolved {
+    let (mut servers, mut failed) = (Vec::new(), Vec::new());
     for (region, host, port) in names {
-        match tokio::net::lookup_host((host.as_str(), port)).await {
-            Ok(addrs) => servers.extend(addrs.filter(SocketAddr::is_ipv4).take(1).map(|addr| (region, addr))),
-            Err(error) => tracing::debug!(region, %error, "a STUN server's name can't be looked up"),
+        let found = tokio::net::lookup_host((host.as_str(), port)).await.map(Iterator::collect::<Vec<_>>);
+        match found {
+            Ok(addrs) => {
+                servers.extend(addrs.into_iter().filter(SocketAddr::is_ipv4).take(1).map(|addr| (region, addr)))
+            }
+            Err(error) => {
+                tracing::debug!(region, %error, "a STUN server's name can't be looked up");
+                failed.push((region, host, port));
+            }
         }
     }
-    servers
+    Resolved { servers, failed }
 }
 
 /// The IPv4 addresses of interfaces that are up. Loopback only if there is nothing else: then all peers are on this machine.

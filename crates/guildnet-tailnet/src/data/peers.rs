@@ -2,7 +2,7 @@
 //!
 //! Everybody else in the network map has no slot, so nothing from them is even decrypted.
 
-use std::{collections::HashMap, rc::Rc, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{Node, Work};
 use crate::{
@@ -30,8 +30,6 @@ pub(super) struct Slot {
     pub(super) probe: bool,
     /// Whether it has ever answered a ping of this run: then it knows our disco key.
     pub(super) met: bool,
-    /// Flows that wait for a session.
-    pub(super) waiting: Vec<u64>,
     pub(super) flows: usize,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
@@ -83,7 +81,7 @@ impl Peers {
     }
 
     /// A new slot for a peer that has none.
-    pub(super) fn insert(&mut self, own: &Rc<OwnKey>, key: Key, disco: Option<Key>, now: Instant) -> SlotId {
+    pub(super) fn insert(&mut self, own: &OwnKey, key: Key, disco: Option<Key>, now: Instant) -> SlotId {
         let number = loop {
             let number = rand::random::<u32>() >> 8;
             if !self.by_number.contains_key(&number) {
@@ -95,12 +93,11 @@ impl Peers {
             disco,
             relay: None,
             online: true,
-            tunnel: Tunnel::new(own.clone(), key, number, now),
+            tunnel: Tunnel::new(own, key, number, now),
             path: Path::new(rand::random(), false),
             warm: false,
             probe: false,
             met: false,
-            waiting: Vec::new(),
             flows: 0,
             rx_bytes: 0,
             tx_bytes: 0,

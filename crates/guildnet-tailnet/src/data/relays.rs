@@ -129,6 +129,8 @@ impl Relays {
     pub(super) fn choose_home(&mut self, map: &NetMap, before: Option<u16>, now: Instant) -> Option<u16> {
         let since = |at: Instant| now.saturating_duration_since(at);
         if let Some(home) = self.home {
+            // The map may have changed its address, and with that its connection was closed.
+            self.connect(home, now);
             let down = self.live.get(&home).and_then(|live| live.down_since);
             if down.is_none_or(|at| since(at) < HOME_PATIENCE) || map.relays.len() < 2 {
                 return None;

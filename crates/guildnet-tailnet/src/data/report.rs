@@ -10,7 +10,7 @@ use super::Node;
 use crate::{netmap::Peer, routes};
 
 /// Sets the state, and since when, if it is another one.
-pub(super) fn set_state(status: &watch::Sender<ConnectorStatus>, state: ConnectorState) {
+pub(crate) fn set_state(status: &watch::Sender<ConnectorStatus>, state: ConnectorState) {
     let node = status.borrow().node.clone();
     set(status, state, node);
 }

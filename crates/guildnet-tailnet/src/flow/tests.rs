@@ -1,7 +1,7 @@
 //! Two ends joined in memory: our flow, and a plain TCP listener behind another WireGuard tunnel. The link between them
 //! loses and reorders, from a seed; time is virtual.
 
-use std::{collections::VecDeque, rc::Rc, task::Waker};
+use std::{collections::VecDeque, task::Waker};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ts_keys::NodeKeyPair;
@@ -80,8 +80,8 @@ impl World {
             now: start,
             near: Tcp::connect(local(), remote(), WINDOW, start, seed),
             far: Far::new(listens),
-            near_tunnel: Tunnel::new(Rc::new(OwnKey::new(&a)), b_key, 1, start),
-            far_tunnel: Tunnel::new(Rc::new(OwnKey::new(&b)), a_key, 2, start),
+            near_tunnel: Tunnel::new(&OwnKey::new(&a), b_key, 1, start),
+            far_tunnel: Tunnel::new(&OwnKey::new(&b), a_key, 2, start),
             out: VecDeque::new(),
             back: VecDeque::new(),
             rng: StdRng::seed_from_u64(seed),
@@ -384,4 +384,18 @@ fn an_open_flow_is_not_begun_anew() {
     world.near.repeat_syn();
     assert_eq!(world.near.phase(), Phase::Open);
     assert!(matches!(world.write(b"x"), Poll::Ready(Ok(1))));
+}
+
+#[test]
+fn a_flow_that_may_put_out_nothing_still_times_out() {
+    let mut world = World::new(true, 7, 0.0, 0.0);
+    let mut none = Packets::new();
+    none.clear_to(0);
+    for second in 0..=SILENCE_LIMIT.secs() {
+        assert_eq!(world.near.phase(), Phase::Connecting, "after {second} s");
+        world.near.output(world.now, &mut none);
+        assert!(none.is_empty());
+        world.now += Duration::from_secs(1);
+    }
+    assert_eq!(world.near.phase(), Phase::Closed(End::Silent));
 }
