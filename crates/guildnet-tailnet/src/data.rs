@@ -11,6 +11,7 @@ mod flows;
 mod ingress;
 mod locate;
 mod peers;
+mod race;
 mod relays;
 mod report;
 
@@ -119,6 +120,10 @@ struct Node {
     actions: Vec<Action>,
     /// Flows that want a turn.
     runnable: VecDeque<u64>,
+    /// How many flows there were that no dialler knows.
+    rivals: u64,
+    /// When the routers were last judged.
+    looked: Instant,
     /// Flows that wait until their relay takes packets again.
     relay_waiting: HashSet<u64>,
     rung: Vec<u64>,
@@ -173,6 +178,8 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         locator,
         actions: Vec::new(),
         runnable: VecDeque::new(),
+        rivals: 0,
+        looked: Instant::now(),
         relay_waiting: HashSet::new(),
         rung: Vec::new(),
         facts: Facts::new(),
@@ -296,6 +303,9 @@ impl Node {
         if self.locator.next_due(self.peers.any_active(now)).is_some_and(|at| at <= now) {
             self.ask_for_own_address(now);
         }
+        if self.fail_over_due().is_some_and(|at| at <= now) {
+            self.fail_over(work, now);
+        }
         self.relays.close_idle(now);
         self.choose_home(now);
     }
@@ -320,6 +330,7 @@ impl Node {
             self.peers.next_due(),
             self.locator.next_due(self.peers.any_active(Instant::now())),
             self.relays.next_due(),
+            self.fail_over_due(),
         ]
         .into_iter()
         .flatten()

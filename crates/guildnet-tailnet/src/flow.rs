@@ -333,6 +333,11 @@ impl Tcp {
         if self.socket().recv_queue() > 0 { self.abort() } else { self.socket().close() }
     }
 
+    /// Whether something that was sent is not acknowledged, or nothing was heard of the SYN.
+    pub(crate) fn is_owed(&mut self) -> bool {
+        self.socket().send_queue() > 0
+    }
+
     /// Whether the application is gone.
     pub(crate) const fn is_detached(&self) -> bool {
         self.detached

@@ -22,6 +22,7 @@ mod flow;
 mod health;
 mod path;
 mod routes;
+mod standing;
 mod stream;
 mod stun;
 mod udp;

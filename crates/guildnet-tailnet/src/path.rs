@@ -24,6 +24,11 @@ const ACTIVE: Duration = Duration::from_secs(45);
 /// Data that wants an answer and got none for so long makes the path suspect. More than any sane round trip on a path that
 /// was found by a ping, and short enough that a person hardly notices the change to the relay.
 const SILENCE_LIMIT: Duration = Duration::from_secs(1);
+/// A heartbeat that is not answered for so long is sent again: one lost packet is no verdict.
+const REPEAT: Duration = Duration::from_millis(500);
+/// Packets that came one after the other stop for so long: a ping asks why. Who only receives sends nothing that an answer
+/// could be missed to.
+const QUIET: Duration = Duration::from_millis(500);
 /// A suspect path is still tried beside the relay for so long, then forgotten.
 const SUSPECT: Duration = Duration::from_secs(5);
 /// A path that is not in use is forgotten when its warm heartbeats were not answered for two rounds and a bit.
@@ -85,6 +90,13 @@ struct Best {
     suspect: Option<Instant>,
 }
 
+impl Best {
+    /// How long a heartbeat may stay without an answer.
+    fn patience(&self) -> Duration {
+        SILENCE_LIMIT.max(3 * self.rtt)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct SentPing {
     id: PingId,
@@ -105,6 +117,11 @@ pub(crate) struct Path {
     last_received: Option<Instant>,
     /// When the first packet was sent that wants an answer and has none.
     unanswered: Option<Instant>,
+    /// The heartbeat on the path of now that has no answer: since when, and whether it was repeated.
+    heartbeat: Option<(Instant, bool)>,
+    /// When the last packet came, other than a pong, and whether the one before it was close.
+    last_packet: Option<Instant>,
+    streams: bool,
     /// Rounds of pings without a trusted path.
     rounds: usize,
     next_round: Option<Instant>,
@@ -124,6 +141,9 @@ impl Path {
             last_sent: None,
             last_received: None,
             unanswered: None,
+            heartbeat: None,
+            last_packet: None,
+            streams: false,
             rounds: 0,
             next_round: None,
             next_heartbeat: None,
@@ -175,6 +195,7 @@ impl Path {
         self.candidates.retain(|c| c.source == Source::Map);
         self.best = None;
         self.unanswered = None;
+        self.heartbeat = None;
         self.pings.clear();
     }
 
@@ -207,6 +228,8 @@ impl Path {
     /// Something authentic came from the peer, by whatever path.
     pub(crate) fn on_received(&mut self, now: Instant) {
         self.last_received = Some(now);
+        let before = self.last_packet.replace(now);
+        self.streams = before.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
         self.unanswered = None;
     }
 
@@ -243,6 +266,10 @@ impl Path {
             return false;
         }
         let trusted = self.is_trusted(now);
+        self.last_received = Some(now);
+        if self.best.is_some_and(|best| best.addr == ping.to) {
+            self.heartbeat = None;
+        }
         // A tenth better, so that two equal paths don't take turns.
         let takes_over = |best: &Best| best.addr != ping.to && (!trusted || rtt < best.rtt.mul_f64(0.9));
         match &mut self.best {
@@ -250,7 +277,10 @@ impl Path {
                 *best = Best { addr: ping.to, rtt, last_pong: now, suspect: None };
             }
             Some(best) if !takes_over(best) => return false,
-            _ => self.best = Some(Best { addr: ping.to, rtt, last_pong: now, suspect: None }),
+            _ => {
+                self.best = Some(Best { addr: ping.to, rtt, last_pong: now, suspect: None });
+                self.heartbeat = None;
+            }
         }
         if trusted {
             return false;
@@ -279,9 +309,21 @@ impl Path {
         if self.next_heartbeat.is_some_and(|at| at <= now) {
             self.next_heartbeat = None;
             if wanted && let Some(best) = self.best {
-                self.ping(now, best.addr, out);
+                self.beat(now, best.addr, out);
                 self.schedule_heartbeat(now);
             }
+        }
+        if self.quiet_at().is_some_and(|at| at <= now) {
+            self.streams = false;
+            if let Some(best) = self.best {
+                self.beat(now, best.addr, out);
+            }
+        }
+        if let (Some((since, false)), Some(best)) = (self.heartbeat, self.best)
+            && now.saturating_duration_since(since) >= REPEAT
+        {
+            self.heartbeat = Some((since, true));
+            self.ping(now, best.addr, out);
         }
         if self.next_round.is_some_and(|at| at <= now) {
             if !self.is_active(now) && (self.best.is_some() || self.rounds >= ROUNDS.len()) {
@@ -305,7 +347,13 @@ impl Path {
         // A heartbeat that is not answered ends the trust between two ticks; that matters only while in use.
         let trust = self.best.filter(|b| b.suspect.is_none() && self.rounds == 0).map(|best| best.last_pong + TRUST);
         let trust = trust.filter(|at| active_until.is_some_and(|until| *at < until) && Some(*at) > self.last_tick);
-        [self.next_heartbeat, self.next_round, silent, suspect, trust].into_iter().flatten().min()
+        let heartbeat =
+            self.heartbeat.zip(self.best.filter(|best| best.suspect.is_none())).map(|(beat, best)| match beat {
+                (since, false) => since + REPEAT,
+                (since, true) => since + best.patience(),
+            });
+        let all = [self.next_heartbeat, self.next_round, silent, suspect, trust, heartbeat, self.quiet_at()];
+        all.into_iter().flatten().min()
     }
 
     /// What a person is told.
@@ -338,9 +386,30 @@ impl Path {
         self.last_sent.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE)
     }
 
+    /// Since when something is owed by the peer, by whatever path, and nothing has come.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        let beat = self.heartbeat.map(|(at, _)| at);
+        let since = self.unanswered.into_iter().chain(beat).min()?;
+        self.last_received.is_none_or(|at| at < since).then_some(since)
+    }
+
+    /// When a ping asks why nothing comes any more.
+    fn quiet_at(&self) -> Option<Instant> {
+        self.last_packet.filter(|_| self.streams && self.best.is_some()).map(|at| at + QUIET)
+    }
+
+    /// Pings the path of now and waits for the answer.
+    fn beat(&mut self, now: Instant, to: SocketAddr, out: &mut Vec<Action>) {
+        self.heartbeat.get_or_insert((now, false));
+        self.ping(now, to, out);
+    }
+
     fn doubt_if_silent(&mut self, now: Instant) {
-        let silent = self.unanswered.is_some_and(|at| now.saturating_duration_since(at) >= SILENCE_LIMIT);
-        if silent
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let unanswered = self.unanswered.is_some_and(|at| since(at) >= SILENCE_LIMIT);
+        let patience = self.best.map_or(SILENCE_LIMIT, |best| best.patience());
+        let unheard = self.heartbeat.is_some_and(|(at, _)| since(at) >= patience);
+        if (unanswered || unheard)
             && let Some(best) = &mut self.best
             && best.suspect.is_none()
         {

@@ -4,12 +4,19 @@
 //! cluster's router, and a router of the cluster serves the network in the map. Everything else that a map may offer
 //! (other peers, other networks, default routes) does not exist for a connector.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use guildnet_model::{ClusterId, Networks, SiteNumber, via6};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::netmap::{Key, NetMap, Peer};
+
+/// Routers that serve nothing in the map but are kept ready: a cluster has one on each of its nodes, and a path to each would
+/// be asked for a sign of life twice a minute.
+const STANDBYS: usize = 2;
 
 /// A router of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +43,10 @@ pub(crate) struct Liveness {
     pub(crate) heard: bool,
     /// Its direct path is trusted.
     pub(crate) direct: bool,
+    /// It has lately failed to bring an answer.
+    pub(crate) doubted: bool,
+    /// Round trip of its direct path.
+    pub(crate) rtt: Option<Duration>,
 }
 
 /// Who carries a dial.
@@ -90,17 +101,26 @@ impl Routes {
         &self.routers
     }
 
+    /// The routers to which a path and a session are kept ready: those that serve one of the cluster's networks, and some
+    /// that would take over.
+    pub(crate) fn warm(&self) -> impl Iterator<Item = Key> {
+        let serves = |router: &&Router| !router.plain.is_empty() || !router.via6.is_empty();
+        let standby = self.routers.iter().filter(|_| self.any_served()).filter(move |r| r.online && !serves(r));
+        self.routers.iter().filter(serves).chain(standby.take(STANDBYS)).map(|router| router.key)
+    }
+
     /// Whether some router serves at least one of the cluster's networks.
     pub(crate) fn any_served(&self) -> bool {
         self.routers.iter().any(|r| !r.plain.is_empty() || !r.via6.is_empty())
     }
 
-    /// Who carries a dial to `target`: plain IPv4 if a router of the cluster serves that, else 4via6.
+    /// Who may carry a dial to `target`, the best first, at least one: plain IPv4 if a router of the cluster serves that,
+    /// else 4via6.
     ///
     /// The server elects one router for a network and does not always move it when that one dies, but every router of the
-    /// cluster forwards to the cluster's networks. So a standby takes over by itself: the elected router goes first, then
-    /// any other one that is there; among equals one with a direct path, then the lowest key, so that dials agree.
-    pub(crate) fn choose(&self, target: Ipv4Addr, liveness: impl Fn(Key) -> Liveness) -> Result<Choice, Unserved> {
+    /// cluster forwards to the cluster's networks. So whoever is there may carry it: one that is not doubted, then one with
+    /// a direct path, then the elected one, then the nearest; the lowest key among equals, so that dials agree.
+    pub(crate) fn choose(&self, target: Ipv4Addr, liveness: impl Fn(Key) -> Liveness) -> Result<Vec<Choice>, Unserved> {
         let serves = |nets: &[Ipv4Net]| nets.iter().any(|net| net.contains(&target));
         let site = self.site.filter(|_| self.routers.iter().any(|r| serves(&r.via6)));
         let (is_elected, inner): (&dyn Fn(&Router) -> bool, IpAddr) = if self.routers.iter().any(|r| serves(&r.plain)) {
@@ -112,10 +132,16 @@ impl Routes {
         };
         let rank = |router: &Router| {
             let live = liveness(router.key);
-            (router.online || live.heard).then_some((!is_elected(router), !live.direct, router.key))
+            let rtt = live.rtt.unwrap_or(Duration::MAX);
+            let rank = (live.doubted, !live.direct, !is_elected(router), rtt, router.key);
+            (router.online || live.heard).then_some(rank)
         };
-        let best = self.routers.iter().filter_map(rank).min();
-        best.map(|(_, _, router)| Choice { router, inner }).ok_or(Unserved::Offline)
+        let mut ranked: Vec<_> = self.routers.iter().filter_map(rank).collect();
+        ranked.sort_unstable();
+        if ranked.is_empty() {
+            return Err(Unserved::Offline);
+        }
+        Ok(ranked.into_iter().map(|(.., router)| Choice { router, inner }).collect())
     }
 
     /// Whether a flow to `inner` may go on through the router: it is still one of the cluster's, and the network is still

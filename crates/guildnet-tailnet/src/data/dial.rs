@@ -1,24 +1,26 @@
 //! Dials and probes: the choice of the router, and the making of a flow.
 
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
 
-use guildnet_model::{DialError, PeerContact};
+use guildnet_model::{DialError, PeerContact, Target};
 
 use super::{
     HEARD, Node, Work,
-    flows::{Flow, Tuple},
+    flows::{Flow, Role, Tuple},
     peers::SlotId,
+    race::MAX_TRIED,
 };
 use crate::{
     connector::Dial,
     flow::Tcp,
     health::Control,
     netmap::Key,
-    routes::{Liveness, Unserved},
+    routes::{Choice, Liveness, Unserved},
     stream::FlowCell,
 };
 
@@ -30,31 +32,45 @@ const PORT_TRIES: usize = 64;
 impl Node {
     /// Opens a flow to a target in the cluster's networks; the answer comes when it is open or has failed.
     pub(super) fn dial(&mut self, dial: Dial, now: Instant) {
-        match self.route(&dial, now) {
-            Ok((peer, inner)) => self.open(dial, peer, inner, false),
+        let Dial { to: target, flow: id, answer } = dial;
+        let opened = self.route(target, now).and_then(|mut ways| {
+            let Some((peer, inner)) = ways.pop_front() else { return Err(DialError::RouterOffline { target }) };
+            let (tuple, local) = self.place(peer, inner, target)?;
+            Ok((tuple, local, self.race(peer, ways, now)))
+        });
+        match opened {
+            Ok((tuple, local, race)) => {
+                let at = race.as_ref().map(|race| race.at);
+                let flow = self.insert_flow(id, tuple, local, target, Role::Dialled);
+                (flow.answer, flow.race) = (Some(answer), race);
+                if let Some(at) = at {
+                    self.flows.schedule(id, at);
+                }
+            }
             // Nobody waits any more: fine.
-            Err(error) => drop(dial.answer.send(Err(error))),
+            Err(error) => drop(answer.send(Err(error))),
         }
     }
 
-    fn route(&self, dial: &Dial, now: Instant) -> Result<(SlotId, IpAddr), DialError> {
-        let target = dial.to;
+    /// The routers that may carry a dial, the best first, and the target's address through each.
+    fn route(&self, target: Target, now: Instant) -> Result<VecDeque<(SlotId, IpAddr)>, DialError> {
         if self.map.is_none() || matches!(self.facts.control, Control::NeedsKey { .. }) {
             return Err(self.status.borrow().as_dial_error());
         }
         let IpAddr::V4(ip) = target.addr().ip() else { return Err(DialError::NoRoute { target }) };
-        let choice = self.routes.choose(ip, |key| self.liveness(key, now)).map_err(|why| match why {
+        let choices = self.routes.choose(ip, |key| self.liveness(key, now)).map_err(|why| match why {
             Unserved::NoRoute => DialError::NoRoute { target },
             Unserved::Offline => DialError::RouterOffline { target },
         })?;
-        let peer = self.peers.by_node(choice.router).ok_or(DialError::RouterOffline { target })?;
-        Ok((peer, choice.inner))
+        let place = |choice: Choice| Some((self.peers.by_node(choice.router)?, choice.inner));
+        Ok(choices.into_iter().filter_map(place).take(MAX_TRIED).collect())
     }
 
     pub(super) fn liveness(&self, key: Key, now: Instant) -> Liveness {
         let Some(slot) = self.peers.by_node(key).and_then(|id| self.peers.get(id)) else { return Liveness::default() };
         let heard = slot.path.last_received().is_some_and(|at| now.saturating_duration_since(at) < HEARD);
-        Liveness { heard, direct: slot.path.is_trusted(now) }
+        let (doubted, rtt) = (slot.standing.is_doubted(), slot.path.rtt());
+        Liveness { heard, direct: slot.path.is_trusted(now), doubted, rtt }
     }
 
     /// Opens a flow through the named peer, past the route and peer filters. A peer without a slot gets one for as long as
@@ -77,13 +93,20 @@ impl Node {
         });
         let reachable =
             self.relays.is_connected() || self.peers.get(peer).is_some_and(|s| s.path.addrs().next().is_some());
-        if reachable {
-            let inner = dial.to.addr().ip();
-            self.open(dial, peer, inner, true);
+        let Dial { to: target, flow: id, answer } = dial;
+        let placed = if reachable {
+            self.place(peer, target.addr().ip(), target)
         } else {
-            self.remove_probe(peer);
             let why = "no relay is connected and no address of the peer is known".to_owned();
-            drop(dial.answer.send(Err(DialError::Io { target: dial.to, why })));
+            Err(DialError::Io { target, why })
+        };
+        match placed {
+            Ok((tuple, local)) => self.insert_flow(id, tuple, local, target, Role::Probe).answer = Some(answer),
+            Err(error) => {
+                self.remove_probe(peer);
+                // Nobody waits any more: fine.
+                drop(answer.send(Err(error)));
+            }
         }
     }
 
@@ -94,44 +117,49 @@ impl Node {
         }
     }
 
-    /// Makes the flow. Its SYN goes out at its first turn, once there is a session.
-    fn open(&mut self, dial: Dial, peer: SlotId, inner: IpAddr, probe: bool) {
-        let Dial { to: target, flow: id, answer } = dial;
-        let refuse = |answer: super::flows::Answer, error| {
-            // Nobody waits any more: fine.
-            drop(answer.send(Err(error)));
-        };
+    /// The addresses and ports of a flow to `target` that goes to `inner` through `peer`.
+    pub(super) fn place(&self, peer: SlotId, inner: IpAddr, target: Target) -> Result<(Tuple, IpAddr), DialError> {
+        let full = DialError::TooMany { limit: self.max_flows };
         if self.flows.len() >= self.max_flows {
-            self.remove_probe(peer);
-            return refuse(answer, DialError::TooMany { limit: self.max_flows });
+            return Err(full);
         }
         let own = self.map.as_ref().map(|map| map.self_node.info.addresses.as_slice()).unwrap_or_default();
         let Some(local) = own.iter().find(|ip| ip.is_ipv4() == inner.is_ipv4()).copied() else {
-            self.remove_probe(peer);
             let why = "this node has no address of that family".to_owned();
-            return refuse(answer, DialError::Io { target, why });
+            return Err(DialError::Io { target, why });
         };
         let remote = SocketAddr::new(inner, target.addr().port());
         let tuple = |_| Tuple { peer, remote, local_port: rand::random_range(PORTS) };
-        let Some(tuple) = (0..PORT_TRIES).map(tuple).find(|tuple| self.flows.find(tuple).is_none()) else {
-            self.remove_probe(peer);
-            return refuse(answer, DialError::TooMany { limit: self.max_flows });
-        };
+        let free = (0..PORT_TRIES).map(tuple).find(|tuple| self.flows.find(tuple).is_none());
+        free.map(|tuple| (tuple, local)).ok_or(full)
+    }
+
+    /// Makes the flow. Its SYN goes out at its first turn, once there is a session.
+    pub(super) fn insert_flow(
+        &mut self,
+        id: u64,
+        tuple: Tuple,
+        local: IpAddr,
+        target: Target,
+        role: Role,
+    ) -> &mut Flow {
         let from = SocketAddr::new(local, tuple.local_port);
-        let tcp = Tcp::connect(from, remote, self.window, self.start, rand::random());
+        let tcp = Tcp::connect(from, tuple.remote, self.window, self.start, rand::random());
         let cell = Arc::new(FlowCell::new(id, tcp, self.flows.bell().clone()));
-        self.flows.insert(id, Flow::new(cell, tuple, local, target, answer, probe));
-        if let Some(slot) = self.peers.get_mut(peer) {
+        if let Some(slot) = self.peers.get_mut(tuple.peer) {
             slot.flows += 1;
         }
-        self.make_runnable(id);
+        self.runnable.push_back(id);
+        let flow = self.flows.insert(id, Flow::new(cell, tuple, local, target, role));
+        flow.queued = true;
+        flow
     }
 
     /// Resets flows whose router or network is no longer the cluster's.
     pub(super) fn drop_unserved_flows(&mut self, work: &mut Work, now: Instant) {
         let unserved = |flow: &super::flows::Flow| {
             let router = self.peers.get(flow.tuple.peer).map(|slot| slot.key);
-            !flow.probe && !router.is_some_and(|key| self.routes.may_carry(key, flow.tuple.remote.ip()))
+            flow.role != Role::Probe && !router.is_some_and(|key| self.routes.may_carry(key, flow.tuple.remote.ip()))
         };
         let gone: Vec<u64> = self.flows.iter().filter(|(_, flow)| unserved(flow)).map(|(id, _)| id).collect();
         for id in gone {

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use guildnet_model::DialError;
 
-use super::{Node, Work, peers::SlotId, relays};
+use super::{Node, Work, flows::Role, peers::SlotId, relays};
 use crate::{
     disco,
     flow::{self, End, Phase},
     path::Action,
-    stream::TailStream,
+    standing::WATCH,
     wg::{MESSAGE, OVERHEAD},
 };
 
@@ -61,7 +61,7 @@ impl Node {
             }
             self.transmit(peer, work, now);
         }
-        if !self.follow(id, phase, orphan, now) {
+        if !self.follow(id, phase, orphan, work, now) {
             return sent;
         }
         if room == 0 {
@@ -82,23 +82,20 @@ impl Node {
     }
 
     /// Acts on where a flow is in its life. Returns whether it lives on.
-    fn follow(&mut self, id: u64, phase: Phase, orphan: bool, now: Instant) -> bool {
-        let Some(flow) = self.flows.get_mut(id) else { return false };
+    fn follow(&mut self, id: u64, phase: Phase, orphan: bool, work: &mut Work, now: Instant) -> bool {
         match phase {
-            Phase::Connecting => {}
-            Phase::Open => {
-                if let Some(answer) = flow.answer.take() {
-                    // If nobody takes the stream it is dropped, and that closes the flow.
-                    let _ = answer.send(Ok(TailStream::new(flow.cell.clone())));
-                }
-            }
+            Phase::Connecting => self.run_race(id, now),
+            Phase::Open => self.on_opened(id, now),
             Phase::Lingering => {}
             Phase::Closed(end) => {
-                self.remove_flow(id, end);
+                self.remove_flow(id, end, now);
                 return false;
             }
         }
+        let Some(flow) = self.flows.get_mut(id) else { return false };
+        let watched = matches!(flow.role, Role::Watched { .. });
         let patience = match phase {
+            Phase::Connecting if watched => Some(WATCH),
             Phase::Lingering => Some(LINGER),
             Phase::Open if orphan => Some(ORPHAN_LIMIT),
             _ => None,
@@ -107,7 +104,11 @@ impl Node {
             let limit = *flow.limit.get_or_insert(now + patience);
             if limit <= now {
                 if phase == Phase::Lingering {
-                    self.remove_flow(id, End::Finished);
+                    self.remove_flow(id, End::Finished, now);
+                    return false;
+                }
+                if phase == Phase::Connecting {
+                    self.on_watch_over(id, work, now);
                     return false;
                 }
                 // Its reset goes out at the turn that this asks for.
@@ -131,13 +132,15 @@ impl Node {
     }
 
     /// Forgets a flow. Its application, if it is still there, learns the end from the flow's own state.
-    pub(super) fn remove_flow(&mut self, id: u64, end: End) {
-        let Some(flow) = self.flows.remove(id) else { return };
+    pub(super) fn remove_flow(&mut self, id: u64, end: End, now: Instant) {
+        let Some(mut flow) = self.flows.remove(id) else { return };
         self.relay_waiting.remove(&id);
         for waker in flow.cell.tcp().wakers().into_iter().flatten() {
             waker.wake();
         }
-        if let Some(answer) = flow.answer {
+        if !self.hand_over(&mut flow, end, now)
+            && let Some(answer) = flow.answer
+        {
             let error = match end {
                 End::Refused => DialError::Refused { target: flow.target },
                 End::Silent => DialError::Timeout { target: flow.target, after: crate::connector::DIAL_LIMIT },
@@ -168,7 +171,7 @@ impl Node {
         if !work.packets.is_empty() {
             self.transmit(peer, work, now);
         }
-        self.remove_flow(id, End::Reset);
+        self.remove_flow(id, End::Reset, now);
     }
 
     /// Resets all flows.

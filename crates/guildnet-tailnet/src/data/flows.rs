@@ -11,7 +11,7 @@ use std::{
 use guildnet_model::{DialError, Target};
 use tokio::sync::oneshot;
 
-use super::peers::SlotId;
+use super::{peers::SlotId, race::Race};
 use crate::stream::{Bell, FlowCell, TailStream};
 
 /// Who waits for a flow to open.
@@ -26,6 +26,22 @@ pub(super) struct Tuple {
     pub(super) local_port: u16,
 }
 
+/// Why a flow is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// For a dialler.
+    Dialled,
+    /// For a dialler who has named the peer, past the route filter.
+    Probe,
+    /// Beside another flow of the same dial, through another router.
+    Rival(u64),
+    /// For nobody: whether it opens tells whether its router carries. Since when it is behind another one, if it is.
+    Watched {
+        /// When the other one opened.
+        lost: Option<Instant>,
+    },
+}
+
 /// A flow.
 pub(super) struct Flow {
     pub(super) cell: Arc<FlowCell>,
@@ -33,9 +49,12 @@ pub(super) struct Flow {
     pub(super) local: IpAddr,
     /// As its dialler named it.
     pub(super) target: Target,
-    /// Dialled past the route filter.
-    pub(super) probe: bool,
+    pub(super) role: Role,
     pub(super) answer: Option<Answer>,
+    /// Other routers that may be tried for the same dial.
+    pub(super) race: Option<Race>,
+    /// Whether it has opened.
+    pub(super) opened: bool,
     /// Whether it is in line for a turn.
     pub(super) queued: bool,
     /// Whether it waits for a session.
@@ -46,18 +65,18 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// A flow whose dialler waits for `answer`.
-    pub(super) const fn new(
-        cell: Arc<FlowCell>,
-        tuple: Tuple,
-        local: IpAddr,
-        target: Target,
-        answer: Answer,
-        probe: bool,
-    ) -> Self {
-        let answer = Some(answer);
+    /// A flow for which nobody waits yet.
+    pub(super) const fn new(cell: Arc<FlowCell>, tuple: Tuple, local: IpAddr, target: Target, role: Role) -> Self {
+        let (answer, race, opened) = (None, None, false);
         let (queued, stalled, limit, due) = (false, false, None, None);
-        Self { cell, tuple, local, target, probe, answer, queued, stalled, limit, due }
+        Self { cell, tuple, local, target, role, answer, race, opened, queued, stalled, limit, due }
+    }
+
+    /// Gives the open flow to its dialler. If nobody takes the stream it is dropped, and that closes the flow.
+    pub(super) fn deliver(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            drop(answer.send(Ok(TailStream::new(self.cell.clone()))));
+        }
     }
 }
 
@@ -104,9 +123,9 @@ impl Flows {
         self.flows.iter().map(|(id, flow)| (*id, flow))
     }
 
-    pub(super) fn insert(&mut self, id: u64, flow: Flow) {
+    pub(super) fn insert(&mut self, id: u64, flow: Flow) -> &mut Flow {
         self.by_tuple.insert(flow.tuple, id);
-        self.flows.insert(id, flow);
+        self.flows.entry(id).insert_entry(flow).into_mut()
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Flow> {

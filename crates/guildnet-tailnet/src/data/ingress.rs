@@ -122,6 +122,9 @@ impl Node {
         };
         let Some(slot) = self.peers.get_mut(id) else { return };
         slot.path.on_received(now);
+        if slot.standing.on_heard() {
+            tracing::info!(router = ?slot.key, "the router is heard again");
+        }
         let renewed = was_trying && !slot.tunnel.is_trying();
         if let Some(len) = reply {
             self.send_message(id, &work.plain[..len], now);

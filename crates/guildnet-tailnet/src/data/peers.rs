@@ -9,6 +9,7 @@ use crate::{
     netmap::{Key, NetMap, Peer},
     path::Path,
     routes::{self, Routes},
+    standing::Standing,
     wg::{OwnKey, Tunnel},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Slot {
     pub(super) warm: bool,
     /// Not from the map: gone with its last flow.
     pub(super) probe: bool,
+    /// Whether it still carries what it is given.
+    pub(super) standing: Standing,
     /// Whether it has ever answered a ping of this run: then it knows our disco key.
     pub(super) met: bool,
     pub(super) flows: usize,
@@ -76,6 +79,12 @@ impl Peers {
         (0..self.slots.len()).filter(|id| self.slots[*id].is_some()).collect()
     }
 
+    /// The cluster's routers.
+    pub(super) fn routers(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        let all = self.slots.iter().enumerate();
+        all.filter_map(|(id, slot)| Some((id, slot.as_deref()?))).filter(|(_, slot)| !slot.probe)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
         self.slots.iter().flatten().map(Box::as_ref)
     }
@@ -97,6 +106,7 @@ impl Peers {
             path: Path::new(rand::random(), false),
             warm: false,
             probe: false,
+            standing: Standing::default(),
             met: false,
             flows: 0,
             rx_bytes: 0,
@@ -175,8 +185,7 @@ impl Node {
     }
 
     fn apply_peer(&mut self, peer: &Peer, work: &mut Work, now: Instant) {
-        let serves = self.routes.routers().iter().find(|r| r.key == peer.node_key);
-        let warm = serves.is_some_and(|r| !r.plain.is_empty() || !r.via6.is_empty());
+        let warm = self.routes.warm().any(|key| key == peer.node_key);
         let (id, is_new) = match self.peers.by_node(peer.node_key) {
             Some(id) => (id, false),
             None => (self.peers.insert(&self.own, peer.node_key, peer.disco_key, now), true),
@@ -190,6 +199,9 @@ impl Node {
         slot.warm = warm;
         slot.probe = false;
         slot.path.set_warm(warm && online);
+        if came_back {
+            slot.standing = Standing::default();
+        }
         if restarted {
             slot.path.forget();
         }

@@ -119,6 +119,50 @@ fn silence_under_load_brings_the_relay_in_after_a_second() {
 }
 
 #[test]
+fn who_only_receives_notices_that_nothing_comes_any_more() {
+    let mut f = Fixture::direct();
+    for _ in 0..10 {
+        f.wait(ms(100));
+        f.path.on_received(f.now);
+        f.path.on_send(f.now, false, &mut f.out);
+    }
+    f.pong();
+    assert_eq!(f.path.silent_since(), None);
+    f.wait(QUIET);
+    let asked = f.now;
+    assert_eq!(f.pings(), [addr("192.0.2.1:41641")]);
+    f.wait(REPEAT);
+    assert_eq!(f.pings(), [addr("192.0.2.1:41641")], "one lost packet is no verdict");
+    assert!(f.path.is_trusted(f.now));
+    assert!(f.path.silent_since().is_some_and(|at| at <= asked));
+    f.wait(SILENCE_LIMIT - REPEAT);
+    assert!(!f.path.is_trusted(f.now));
+    f.pong();
+    assert!(f.path.is_trusted(f.now) && f.path.silent_since().is_none());
+}
+
+#[test]
+fn a_stream_that_ends_is_asked_for_once() {
+    let mut f = Fixture::direct();
+    f.path.on_received(f.now);
+    f.wait(QUIET);
+    f.pong();
+    f.wait(HEARTBEAT - QUIET - ms(50));
+    assert_eq!(f.pings(), []);
+}
+
+#[test]
+fn a_peer_heard_by_the_relay_is_not_silent_though_its_direct_path_is() {
+    let mut f = Fixture::direct();
+    f.wait(HEARTBEAT);
+    f.wait(SILENCE_LIMIT);
+    assert!(f.path.via(f.now).relay && f.path.silent_since().is_some());
+    f.path.on_received(f.now);
+    assert!(f.path.via(f.now).relay, "that came by the relay");
+    assert_eq!(f.path.silent_since(), None);
+}
+
+#[test]
 fn a_dead_path_is_forgotten_and_found_again_without_a_restart() {
     let mut f = Fixture::direct();
     for _ in 0..100 {

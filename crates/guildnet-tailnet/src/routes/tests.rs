@@ -45,7 +45,7 @@ fn routes(peers: Vec<Peer>) -> Routes {
 
 fn choose(routes: &Routes, target: &str) -> Result<(u8, String), Unserved> {
     let target = target.parse().expect("an address");
-    routes.choose(target, |_| Liveness::default()).map(|c| (c.router.0[0], c.inner.to_string()))
+    routes.choose(target, |_| Liveness::default()).map(|c| (c[0].router.0[0], c[0].inner.to_string()))
 }
 
 const A: &str = "tag:gn-a-router";
@@ -97,16 +97,36 @@ fn a_standby_takes_over_when_the_elected_router_is_offline() {
 fn offline_is_told_apart_from_unserved() {
     let routes = routes(vec![peer(1, A, &["10.96.0.0/16"], false)]);
     assert_eq!(choose(&routes, "10.96.0.1"), Err(Unserved::Offline));
-    let heard = routes.choose("10.96.0.1".parse().expect("an address"), |_| Liveness { heard: true, direct: false });
+    let heard =
+        routes.choose("10.96.0.1".parse().expect("an address"), |_| Liveness { heard: true, ..Liveness::default() });
     assert!(heard.is_ok(), "it answers, whatever the map says");
 }
 
 #[test]
-fn a_direct_path_is_preferred_among_equals() {
-    let routes = routes(vec![peer(1, A, &["10.96.0.0/16"], true), peer(2, A, &["10.96.0.0/16"], true)]);
-    let direct = |key: Key| Liveness { heard: false, direct: key.0[0] == 2 };
-    let choice = routes.choose("10.96.0.1".parse().expect("an address"), direct).expect("a router");
-    assert_eq!(choice.router.0[0], 2);
+fn all_that_are_there_are_named_in_the_order_of_trust() {
+    let elected = &["10.96.0.0/16"][..];
+    let peers = [(1, &[][..], true), (2, elected, true), (3, &[][..], true), (4, &[][..], false)];
+    let routes = routes(peers.into_iter().map(|(id, nets, online)| peer(id, A, nets, online)).collect());
+    let order = |liveness: &dyn Fn(u8) -> Liveness| {
+        let choices = routes.choose("10.96.0.1".parse().expect("an address"), |key| liveness(key.0[0]));
+        choices.expect("routers").into_iter().map(|choice| choice.router.0[0]).collect::<Vec<_>>()
+    };
+    let none = Liveness::default();
+    assert_eq!(order(&|_| none), [2, 1, 3], "the elected one first, none that is away");
+    assert_eq!(order(&|key| Liveness { direct: key == 3, ..none }), [3, 2, 1], "a direct path before election");
+    assert_eq!(order(&|key| Liveness { direct: true, doubted: key == 2, ..none }), [1, 3, 2], "doubt before all");
+    let rtt = |key| Some(Duration::from_millis(10 - u64::from(key)));
+    assert_eq!(order(&|key| Liveness { direct: key != 2, rtt: rtt(key), ..none }), [3, 1, 2], "then the nearest");
+}
+
+#[test]
+fn those_that_serve_and_a_few_others_are_kept_ready() {
+    let standby = |id| peer(id, A, &[], true);
+    let elected = peer(9, A, &["10.96.0.0/16"], false);
+    let away = peer(1, A, &[], false);
+    let warm = |peers| routes(peers).warm().map(|key| key.0[0]).collect::<Vec<_>>();
+    assert_eq!(warm(vec![away, standby(2), standby(3), standby(4), elected]), [9, 2, 3]);
+    assert_eq!(warm(vec![standby(2)]), [0; 0], "nothing is served");
 }
 
 proptest! {
@@ -129,7 +149,7 @@ proptest! {
         }).collect();
         let routes = routes(all.clone());
         let target = Ipv4Addr::from(if near { 0x0a60_0000 | (ip & 0xffff) } else { ip });
-        if let Ok(choice) = routes.choose(target, |_| Liveness::default()) {
+        for choice in routes.choose(target, |_| Liveness::default()).unwrap_or_default() {
             let chosen = all.iter().find(|p| p.node_key == choice.router).expect("a peer of the map");
             prop_assert_eq!(&chosen.tags[0], A);
             prop_assert!(chosen.online == Some(true));
