@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-faults lab-ten lab-matrix bench bench-kube load
+	lab-faults lab-ten lab-matrix lab-nat bench bench-kube load
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -57,6 +57,9 @@ lab-ten: ## ten clusters with equal networks at once, by via and by 4via6, in la
 
 lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of their own -> docs/operations/matrix.md (root, minutes)
 	@scripts/lab-matrix.sh
+
+lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
+	@scripts/lab-wide.sh '/^(routers|link|nat)::/'
 
 bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
 	@scripts/bench.sh $(ARGS)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs wide tests of the lab by name, on a lab that they bring up themselves and that is down afterwards, as root:
-# `make lab-ten` (ten equal clusters, by via and by 4via6) and `make lab-matrix` (every Headscale with every router).
+# `make lab-ten` (ten equal clusters, by via and by 4via6), `make lab-matrix` (every Headscale with every router) and
+# `make lab-nat` (routers, links and kinds of NAT).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=${1:?the name of a test, or a part of it}
 if ((EUID != 0)); then
     echo "error: the lab needs root" >&2
-    echo "  hint: sudo make lab-ten, or sudo make lab-matrix" >&2
+    echo "  hint: sudo make lab-ten, lab-matrix or lab-nat" >&2
     exit 8
 fi
 PATH=$(scripts/tools.sh):$PATH
@@ -16,7 +17,7 @@ cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet -
 # A test takes its lab down; this is for the one that is killed.
 trap 'timeout 60 "${CARGO_TARGET_DIR:-target}/release/guildnet-lab" down' EXIT
 status=0
-timeout "${LIMIT:-45m}" cargo nextest run --release --locked -p guildnet-lab --test wide --no-fail-fast --success-output immediate \
+timeout "${LIMIT:-45m}" cargo nextest run --release --locked -p guildnet-lab --test wide --test paths --no-fail-fast --success-output immediate \
     -E "test($tests)" || status=$?
 echo "$tests: $SECONDS s, $( ((status == 0)) && echo passed || echo FAILED )" >&2
 exit "$status"

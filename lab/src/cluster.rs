@@ -4,6 +4,7 @@
 //! cluster without what runs pods is `light.rs`.
 
 mod light;
+mod router;
 mod settings;
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, process::Command, time::Duration};
@@ -23,8 +24,8 @@ use crate::{
     talk::Talk,
 };
 
-pub use light::RouterArgs;
-pub(crate) use light::{join, tailscale};
+pub use router::RouterArgs;
+pub(crate) use router::{faults, find as find_router, join, tailscale};
 
 /// Time for each step to be done; the whole takes about 20 s on two cores when all programs are there.
 const READY: Duration = Duration::from_secs(90);
@@ -114,14 +115,17 @@ fn up_with_pods(work: Work<'_>, cluster: &ClusterPlan, images: &Images) -> Resul
 pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabError> {
     let known = work.state.get();
     let holder = known.processes.get(&cluster.process("node"));
-    let complete = net::is_complete(&known.plan, cluster);
+    let routers: Vec<_> = router::known(&known, cluster).into_iter().filter(|router| !router.is_on_node()).collect();
+    let complete = net::is_complete(&known.plan, cluster)
+        && routers.iter().all(|router| net::has_router_host(&known.plan, router));
     if !complete || !holder.is_some_and(is_alive) {
         work.cgroups.kill_nodes(cluster.cgroup.clone(), std::slice::from_ref(&cluster.data_dir))?;
     }
     if !complete {
         net::make(&known.plan, cluster, || if cluster.light { light::network(cluster) } else { Ok(()) })?;
         net::set_door(cluster, !known.shut_doors.contains(&cluster.id))?;
-        net::set_udp_blocked(cluster, known.udp_blocked.contains(&cluster.id))?;
+        routers.iter().try_for_each(|router| router::network(cluster, router))?;
+        net::set_faults(cluster, &faults(&known, cluster))?;
         work.talk.say(&cluster.id, format!("gateway {} and its private network", cluster.outer));
     }
     Ok(())

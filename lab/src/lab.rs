@@ -107,8 +107,40 @@ impl Lab {
     pub fn block_udp(&self, cluster: &str, blocked: bool) -> Result<(), LabError> {
         let cluster = self.plan.cluster(cluster)?;
         let (_held, state) = self.hold()?;
-        net::set_udp_blocked(&cluster, blocked)?;
-        state.update(|s| set(&mut s.udp_blocked, &cluster.id, blocked))
+        state.update(|s| set(&mut s.udp_blocked, &cluster.id, blocked))?;
+        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))?;
+        net::forget_udp(&cluster)
+    }
+
+    /// Cuts a router of a light cluster, `a/router-2`, off from everything outside its cluster: it lives, and what it sends
+    /// or is sent is dropped at the gateway. Or ends that.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if the gateway refuses.
+    pub fn cut_router(&self, router: &str, cut: bool) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        let (cluster, router) = cluster::find_router(&state.get(), router)?;
+        state.update(|s| set(&mut s.cut, &router.process, cut))?;
+        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))
+    }
+
+    /// Cuts a router of a light cluster off from its cluster: its tunnels work, and what it forwards is dropped. Or ends that.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Usage`] for the node's own router, which has nothing between it and the cluster.
+    pub fn detach_router(&self, router: &str, detached: bool) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        let (cluster, router) = cluster::find_router(&state.get(), router)?;
+        if router.is_on_node() {
+            return Err(LabError::Usage {
+                what: format!(
+                    "{}: it is on the node; only a router on a host of its own can be detached",
+                    router.process
+                ),
+            });
+        }
+        state.update(|s| set(&mut s.detached, &router.process, detached))?;
+        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))
     }
 
     /// Ends a process: `headscale`, or `CLUSTER/PROGRAM` as in `a/kube-apiserver`. Returns when it is gone.
@@ -119,6 +151,16 @@ impl Lab {
         let (_held, state) = self.hold()?;
         self.spec(name)?;
         process::stop(&state, name)
+    }
+
+    /// Kills a process: it ends at once and takes leave of nobody.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if it does not end.
+    pub fn kill_process(&self, name: &str) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        self.spec(name)?;
+        process::kill_now(&state, name)
     }
 
     /// Starts a process that was stopped; Headscale and an API server are waited for until they answer.
@@ -135,7 +177,7 @@ impl Lab {
         }
     }
 
-    /// Starts the router of a light cluster, a real tailscaled on its node, and has it join; its address in the tailnet.
+    /// Starts a router of a light cluster, a real tailscaled, and has it join; its address in the tailnet.
     /// Safe to repeat.
     ///
     /// # Errors
@@ -147,12 +189,14 @@ impl Lab {
         cluster::join(Work { state: &state, cgroups: &cgroups, peers: &self.peers, talk }, &cluster, args)
     }
 
-    /// The command line of a light cluster's router.
+    /// The command line of a light cluster's router, `a/router` or `a/router-2`.
     ///
     /// # Errors
-    /// [`LabError::NotFound`]; [`LabError::Died`] if the node does not run.
-    pub fn tailscale(&self, cluster: &str) -> Result<Command, LabError> {
-        cluster::tailscale(&self.state()?, &self.plan.cluster(cluster)?, &self.peers)
+    /// [`LabError::NotFound`]; [`LabError::Died`] if it is the node's and the node does not run.
+    pub fn tailscale(&self, router: &str) -> Result<Command, LabError> {
+        let state = self.state()?;
+        let (cluster, router) = cluster::find_router(&state, router)?;
+        cluster::tailscale(&state, &cluster, &self.peers, &router)
     }
 
     /// Freezes a process (it keeps its connections and answers nothing), or lets it go on.
@@ -189,20 +233,24 @@ impl Lab {
         self.peers.program(family, name)
     }
 
-    /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway (network).
+    /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway and `a.2` the
+    /// host of its second router (network).
     /// `KUBECONFIG` is the administrator's; the peers' programs are on the path.
     ///
     /// # Errors
     /// [`LabError::NotFound`]; [`LabError::Died`] if the node does not run.
     pub fn inside(&self, host: &str, program: impl AsRef<OsStr>) -> Result<Command, LabError> {
-        let (cluster, gateway) = match host.strip_prefix("gw-") {
-            Some(id) => (self.plan.cluster(id)?, true),
-            None => (self.plan.cluster(host)?, false),
-        };
-        let mut inside = if gateway {
-            command::in_netns(&cluster.gateway_ns, program)
+        let (cluster, mut inside) = if let Some(id) = host.strip_prefix("gw-") {
+            let cluster = self.plan.cluster(id)?;
+            let inside = command::in_netns(&cluster.gateway_ns, program);
+            (cluster, inside)
+        } else if let Some((id, number)) = host.split_once('.') {
+            let (cluster, router) = cluster::find_router(&self.state()?, &format!("{id}/router-{number}"))?;
+            (cluster, command::in_netns(&router.netns, program))
         } else {
-            cluster::in_node(&self.state()?, &cluster, program)?
+            let cluster = self.plan.cluster(host)?;
+            let inside = cluster::in_node(&self.state()?, &cluster, program)?;
+            (cluster, inside)
         };
         let bins: Vec<String> = self.peers.0.values().map(|bin| bin.display().to_string()).collect();
         inside

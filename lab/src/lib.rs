@@ -33,7 +33,7 @@ pub use launch::{HoldNode, Launch, hold_node, launch};
 pub use peers::{Versions, WantedVersions};
 pub use plan::{
     API_PORT, API_SERVICE, ClusterPlan, ECHO_PORT, ECHO_SERVICE, Instance, LAN, LIGHT_POD, NODE_ADDRESS, POD_NETWORK,
-    Person, Plan, SERVICE_NETWORK, cluster_names,
+    Person, Plan, RouterPlan, SERVICE_NETWORK, cluster_names,
 };
 pub use state::{Running, State};
 pub use status::{Bridge, Cluster, Headscale, PersonFiles, Process, Status};

@@ -49,7 +49,7 @@ enum What {
         #[arg(value_enum)]
         to: Door,
     },
-    /// Run a command inside a host: a is cluster a's node, gw-a its gateway; KUBECONFIG is set
+    /// Run a command inside a host: a is cluster a's node, gw-a its gateway, a.2 its second router's; KUBECONFIG is set
     Exec {
         /// The host
         host: String,
@@ -57,7 +57,7 @@ enum What {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Start the router of a light cluster, a real tailscaled on its node, and have it join a tailnet
+    /// Start a router of a light cluster, a real tailscaled, and have it join a tailnet
     Router {
         /// The light cluster
         cluster: String,
@@ -94,7 +94,12 @@ enum Fault {
         /// The process
         process: String,
     },
-    /// Start a process that was stopped
+    /// Kill a process: it takes leave of nobody
+    Kill {
+        /// The process
+        process: String,
+    },
+    /// Start a process that was stopped or killed
     Start {
         /// The process
         process: String,
@@ -108,6 +113,26 @@ enum Fault {
     Thaw {
         /// The process
         process: String,
+    },
+    /// Drop whatever a router of a light cluster sends out of its cluster or is sent from there: it lives, unreachable
+    Cut {
+        /// The router: a/router, a/router-2, ...
+        router: String,
+    },
+    /// Let a router's packets through again
+    Mend {
+        /// The router
+        router: String,
+    },
+    /// Drop what a router of a light cluster forwards into its cluster: its tunnels work, its networks are dead
+    Detach {
+        /// The router, on a host of its own: a/router-2, ...
+        router: String,
+    },
+    /// Let a router reach its cluster again
+    Attach {
+        /// The router
+        router: String,
     },
 }
 
@@ -176,9 +201,14 @@ fn run(command: What) -> Result<ExitCode, LabError> {
                 Fault::BlockUdp { cluster } => lab.block_udp(&cluster, true)?,
                 Fault::UnblockUdp { cluster } => lab.block_udp(&cluster, false)?,
                 Fault::Stop { process } => lab.stop_process(&process)?,
+                Fault::Kill { process } => lab.kill_process(&process)?,
                 Fault::Start { process } => lab.start_process(&process)?,
                 Fault::Freeze { process } => lab.freeze_process(&process, true)?,
                 Fault::Thaw { process } => lab.freeze_process(&process, false)?,
+                Fault::Cut { router } => lab.cut_router(&router, true)?,
+                Fault::Mend { router } => lab.cut_router(&router, false)?,
+                Fault::Detach { router } => lab.detach_router(&router, true)?,
+                Fault::Attach { router } => lab.detach_router(&router, false)?,
             }
         }
     }

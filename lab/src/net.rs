@@ -10,12 +10,11 @@ use serde::Deserialize;
 use crate::{
     command::{finish, in_netns, run},
     error::LabError,
-    plan::{API_PORT, ClusterPlan, LAN_GATEWAY, NODE_ADDRESS, Plan, Used},
+    plan::{API_PORT, ClusterPlan, GATEWAY_LAN, LAN_GATEWAY, NODE_ADDRESS, POD_NETWORK, Plan, RouterPlan, Used},
 };
 
-/// The gateway's leg on the bridge, the gateway's and the node's leg on the LAN.
+/// The gateway's leg on the bridge, and a host's on the LAN.
 const WAN: &str = "wan";
-const GATEWAY_LAN: &str = "lan";
 const NODE_LAN: &str = "eth0";
 
 /// Interfaces of the machine and the IPv4 networks that are taken: addresses and routes.
@@ -108,13 +107,8 @@ pub(crate) fn make(
         run("ip", &["-n", namespace, "address", "add", &format!("{address}/24"), "dev", link])?;
         run("ip", &["-n", namespace, "link", "set", link, "up"])?;
     }
-    // The bridge filter makes Services work between pods of one node; kernels without it do that anyway.
-    let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward
-        if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi";
     for namespace in [gateway_ns, node_ns] {
-        let mut shell = in_netns(namespace, "sh");
-        shell.args(["-euc", forward]);
-        finish(shell, None)?;
+        forward(namespace)?;
     }
     let mut rules = in_netns(gateway_ns, "iptables-restore");
     rules.arg("-w");
@@ -122,6 +116,60 @@ pub(crate) fn make(
     more()?;
     // Last: it is what tells a complete network from a half-made one.
     run("ip", &["-n", node_ns, "route", "add", "default", "via", &LAN_GATEWAY.to_string()])?;
+    Ok(())
+}
+
+/// Makes a namespace pass packets on.
+fn forward(namespace: &str) -> Result<(), LabError> {
+    // The bridge filter makes Services work between pods of one node; kernels without it do that anyway.
+    let settings = "echo 1 > /proc/sys/net/ipv4/ip_forward
+        if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi";
+    let mut shell = in_netns(namespace, "sh");
+    shell.args(["-euc", settings]);
+    finish(shell, None).map(drop)
+}
+
+/// Whether a router's own host is there and joined to its gateway.
+pub(crate) fn has_router_host(plan: &Plan, router: &RouterPlan) -> bool {
+    namespace_file(&router.netns).exists()
+        && run("ip", &["-n", &router.netns, "route", "get", &plan.host_address().to_string()]).is_ok()
+}
+
+/// Makes a router's own host on the cluster's LAN, from nothing. It has a leg of the gateway to itself, so that it can be
+/// cut off alone; what it sends to the node goes by the gateway, too.
+pub(crate) fn make_router_host(cluster: &ClusterPlan, router: &RouterPlan) -> Result<(), LabError> {
+    let ClusterPlan { node_ns, gateway_ns, .. } = cluster;
+    let RouterPlan { netns, leg, address, .. } = router;
+    remove_router_host(cluster, router)?;
+    run("ip", &["netns", "add", netns])?;
+    run("ip", &["-n", netns, "link", "set", "lo", "up"])?;
+    run("ip", &["-n", gateway_ns, "link", "add", leg, "type", "veth", "peer", "name", NODE_LAN, "netns", netns])?;
+    let [to_router, gateway] = [format!("{address}/32"), LAN_GATEWAY.to_string()];
+    for (namespace, link, own) in
+        [(gateway_ns, leg.as_str(), format!("{gateway}/32")), (netns, NODE_LAN, to_router.clone())]
+    {
+        run("ip", &["-n", namespace, "address", "add", &own, "dev", link])?;
+        run("ip", &["-n", namespace, "link", "set", link, "up"])?;
+    }
+    run("ip", &["-n", gateway_ns, "route", "replace", &to_router, "dev", leg])?;
+    run("ip", &["-n", gateway_ns, "route", "replace", POD_NETWORK, "via", &NODE_ADDRESS.to_string()])?;
+    run("ip", &["-n", node_ns, "route", "replace", &to_router, "via", &gateway])?;
+    run("ip", &["-n", netns, "route", "add", &gateway, "dev", NODE_LAN])?;
+    forward(netns)?;
+    // Last, as above.
+    run("ip", &["-n", netns, "route", "add", "default", "via", &gateway]).map(drop)
+}
+
+fn remove_router_host(cluster: &ClusterPlan, router: &RouterPlan) -> Result<(), LabError> {
+    // By name, at once: with the namespace it would go some time later.
+    if namespace_file(&cluster.gateway_ns).exists()
+        && run("ip", &["-n", &cluster.gateway_ns, "link", "show", &router.leg]).is_ok()
+    {
+        run("ip", &["-n", &cluster.gateway_ns, "link", "del", &router.leg])?;
+    }
+    if namespace_file(&router.netns).exists() {
+        run("ip", &["netns", "del", &router.netns])?;
+    }
     Ok(())
 }
 
@@ -143,13 +191,13 @@ COMMIT
 :GN-FAULT -
 -A INPUT -j GN-FAULT
 -A INPUT -i lo -j ACCEPT
--A INPUT -i {GATEWAY_LAN} -j ACCEPT
+-A INPUT -i {GATEWAY_LAN}+ -j ACCEPT
 -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A INPUT -p icmp --icmp-type echo-request -j ACCEPT
 -A INPUT -p tcp -j REJECT --reject-with tcp-reset
 -A FORWARD -j GN-FAULT
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -i {GATEWAY_LAN} -o {WAN} -j ACCEPT
+-A FORWARD -i {GATEWAY_LAN}+ -j ACCEPT
 -A FORWARD -i {WAN} -m conntrack --ctstate DNAT -j ACCEPT
 COMMIT
 "
@@ -173,11 +221,47 @@ pub(crate) fn set_door(cluster: &ClusterPlan, open: bool) -> Result<(), LabError
     Ok(())
 }
 
-/// Makes the gateway drop all UDP, or let it through again.
-pub(crate) fn set_udp_blocked(cluster: &ClusterPlan, blocked: bool) -> Result<(), LabError> {
-    let rules = if blocked { "-A GN-FAULT -p udp -j DROP\n" } else { "" };
-    replace_chain(cluster, "filter", "GN-FAULT", rules)?;
-    // Old mappings must not outlive the block: a real gateway's would not.
+/// What a gateway drops beside what it always does.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Faults {
+    /// All UDP.
+    pub(crate) udp_blocked: bool,
+    /// Legs of the LAN that reach nothing outside, nor are reached.
+    pub(crate) cut: Vec<String>,
+    /// Legs of the LAN that reach the outside but not the node.
+    pub(crate) detached: Vec<String>,
+}
+
+/// Makes the gateway drop that and no more.
+pub(crate) fn set_faults(cluster: &ClusterPlan, faults: &Faults) -> Result<(), LabError> {
+    replace_chain(cluster, "filter", "GN-FAULT", &fault_rules(faults))
+}
+
+/// Dropped, never refused: what is cut off is silent. A door stays: it is no way of the router's.
+fn fault_rules(faults: &Faults) -> String {
+    let mut rules = String::new();
+    if faults.udp_blocked {
+        rules += "-A GN-FAULT -p udp -j DROP\n";
+    }
+    for leg in &faults.cut {
+        if leg == GATEWAY_LAN {
+            rules += &format!("-A GN-FAULT -i {WAN} -o {leg} -p tcp --dport {API_PORT} -j RETURN\n");
+            rules += &format!("-A GN-FAULT -i {leg} -o {WAN} -p tcp --sport {API_PORT} -j RETURN\n");
+        }
+        rules += &both_ways(leg, WAN);
+    }
+    for leg in &faults.detached {
+        rules += &both_ways(leg, GATEWAY_LAN);
+    }
+    rules
+}
+
+fn both_ways(one: &str, other: &str) -> String {
+    format!("-A GN-FAULT -i {one} -o {other} -j DROP\n-A GN-FAULT -i {other} -o {one} -j DROP\n")
+}
+
+/// Forgets what UDP went through the gateway: mappings must not outlive a block, a real gateway's would not.
+pub(crate) fn forget_udp(cluster: &ClusterPlan) -> Result<(), LabError> {
     forget(cluster, &["-p", "udp"])
 }
 
@@ -206,9 +290,10 @@ pub(crate) fn remove(cluster: &ClusterPlan) -> Result<(), LabError> {
     if Path::new("/sys/class/net").join(&cluster.leg).exists() {
         run("ip", &["link", "del", &cluster.leg])?;
     }
-    for namespace in [&cluster.node_ns, &cluster.gateway_ns] {
-        if namespace_file(namespace).exists() {
-            run("ip", &["netns", "del", namespace])?;
+    let routers = cluster.all_routers().into_iter().map(|router| router.netns);
+    for namespace in routers.chain([cluster.node_ns.clone(), cluster.gateway_ns.clone()]) {
+        if namespace_file(&namespace).exists() {
+            run("ip", &["netns", "del", &namespace])?;
         }
     }
     Ok(())
@@ -237,5 +322,26 @@ mod tests {
         assert_eq!(parse_network("10.0.0.0/8"), Some((Ipv4Addr::new(10, 0, 0, 0), 8)));
         assert_eq!(parse_network("192.0.2.7"), Some((Ipv4Addr::new(192, 0, 2, 7), 32)));
         assert_eq!(parse_network("default"), None);
+    }
+
+    #[test]
+    fn faults_drop_both_ways_and_leave_the_door() {
+        let faults =
+            Faults { udp_blocked: true, cut: vec!["lan".into(), "lan2".into()], detached: vec!["lan3".into()] };
+        assert_eq!(
+            fault_rules(&faults).lines().map(|line| line.trim_start_matches("-A GN-FAULT ")).collect::<Vec<_>>(),
+            [
+                "-p udp -j DROP",
+                "-i wan -o lan -p tcp --dport 6443 -j RETURN",
+                "-i lan -o wan -p tcp --sport 6443 -j RETURN",
+                "-i lan -o wan -j DROP",
+                "-i wan -o lan -j DROP",
+                "-i lan2 -o wan -j DROP",
+                "-i wan -o lan2 -j DROP",
+                "-i lan3 -o lan -j DROP",
+                "-i lan -o lan3 -j DROP",
+            ]
+        );
+        assert_eq!(fault_rules(&Faults::default()), "");
     }
 }

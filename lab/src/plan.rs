@@ -17,6 +17,8 @@ pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
 pub const LAN: &str = "192.168.77.0/24";
 /// The gateway's address on it.
 pub(crate) const LAN_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+/// The gateway's leg on it.
+pub(crate) const GATEWAY_LAN: &str = "lan";
 /// The node's address on it.
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
 /// Address of the `kubernetes` Service: the first of the Service network.
@@ -44,6 +46,9 @@ const PER_ROW: u8 = 16;
 const FIRST_GATEWAY: u8 = 11;
 /// More gateways don't fit between [`FIRST_GATEWAY`] and the end of the /24.
 pub(crate) const MAX_CLUSTERS: usize = 200;
+
+/// The most routers that a light cluster can have; the number is also the end of the address.
+pub(crate) const MAX_ROUTERS: u8 = 9;
 
 /// The name of a lab: two of them run side by side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,6 +310,63 @@ impl ClusterPlan {
     }
 }
 
+/// Names and addresses of one router of a light cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterPlan {
+    /// The first is on the node, every other on a host of its own.
+    pub number: u8,
+    /// Name of its process.
+    pub process: String,
+    /// Network namespace of its host.
+    pub netns: String,
+    /// Its host's address on the cluster's LAN.
+    pub address: Ipv4Addr,
+    /// The gateway's leg towards it.
+    pub(crate) leg: String,
+    /// Its identity, unless it is on the node, which has a view of its own.
+    pub(crate) state_dir: PathBuf,
+}
+
+impl RouterPlan {
+    /// Whether it shares the node's host.
+    pub(crate) fn is_on_node(&self) -> bool {
+        self.number == 1
+    }
+
+    /// Its name within the cluster: `router`, `router-2`, ...
+    pub(crate) fn name(&self) -> String {
+        if self.is_on_node() { "router".into() } else { format!("router-{}", self.number) }
+    }
+}
+
+impl ClusterPlan {
+    /// Its router of this number, whether or not it was ever started.
+    #[must_use]
+    pub fn router(&self, number: u8) -> RouterPlan {
+        let mut router = RouterPlan {
+            number,
+            process: String::new(),
+            // No cluster's name has a dot.
+            netns: format!("{}.{number}", self.node_ns),
+            address: Ipv4Addr::from_bits(NODE_ADDRESS.to_bits() + u32::from(number) - 1),
+            leg: format!("{GATEWAY_LAN}{number}"),
+            state_dir: PathBuf::new(),
+        };
+        router.process = self.process(&router.name());
+        router.state_dir = self.data_dir.join(router.name());
+        if router.is_on_node() {
+            router.netns.clone_from(&self.node_ns);
+            router.leg = GATEWAY_LAN.into();
+        }
+        router
+    }
+
+    /// Every router that it can have.
+    pub(crate) fn all_routers(&self) -> Vec<RouterPlan> {
+        (1..=MAX_ROUTERS).map(|number| self.router(number)).collect()
+    }
+}
+
 /// An IPv4 network in use on this machine.
 pub(crate) type Used = (Ipv4Addr, u8);
 
@@ -365,6 +427,16 @@ mod tests {
         assert_eq!((a.gateway_ns.as_str(), a.node_ns.as_str()), ("gnlab-default-gw-a", "gnlab-default-a"));
         assert_eq!(b.cgroup, "gnlab-default/b");
         assert_eq!(plan.headscale_url(), "https://10.99.0.1:8443");
+    }
+
+    #[test]
+    fn the_first_router_is_on_the_node_and_the_others_beside_it() {
+        let plan = plan(&["a"]);
+        let a = plan.cluster("a").expect("it is there");
+        let [first, second] = [a.router(1), a.router(2)];
+        assert_eq!((first.process.as_str(), &first.netns, first.address), ("a/router", &a.node_ns, NODE_ADDRESS));
+        assert_eq!((second.process.as_str(), second.netns.as_str()), ("a/router-2", "gnlab-default-a.2"));
+        assert_eq!((second.address, second.leg.as_str()), (Ipv4Addr::new(192, 168, 77, 11), "lan2"));
     }
 
     #[test]

@@ -110,6 +110,14 @@ pub(crate) fn stop(state: &StateFile, name: &str) -> Result<(), LabError> {
     Ok(())
 }
 
+/// Kills a daemon and everything in its process group: it takes leave of nobody. Waits until it is gone.
+pub(crate) fn kill_now(state: &StateFile, name: &str) -> Result<(), LabError> {
+    let known = state.get();
+    let Some(running) = known.processes.get(name).copied().filter(is_alive) else { return Ok(()) };
+    signal(running, Signal::SIGKILL);
+    until(&format!("the end of {name}"), GRACE, |_| Ok(!is_alive(&running)))
+}
+
 /// Signals a daemon's process group.
 pub(crate) fn signal(running: Running, signal: Signal) {
     // It may be gone by now: then there is nothing left to do.

@@ -39,9 +39,15 @@ pub struct State {
     /// Clusters whose gateway drops UDP.
     #[serde(default)]
     pub udp_blocked: Vec<String>,
-    /// Light clusters in which a router was started.
+    /// Routers of light clusters that were started once, by process.
     #[serde(default)]
     pub routers: Vec<String>,
+    /// Those of them that are cut off from everything outside their cluster.
+    #[serde(default)]
+    pub cut: Vec<String>,
+    /// Those of them that are cut off from their cluster.
+    #[serde(default)]
+    pub detached: Vec<String>,
     /// Whether this lab made the folder of named namespaces: then `down` removes it, if nobody else uses it by then.
     #[serde(default)]
     pub made_netns_dir: bool,
@@ -70,6 +76,8 @@ impl State {
             shut_doors: Vec::new(),
             udp_blocked: Vec::new(),
             routers: Vec::new(),
+            cut: Vec::new(),
+            detached: Vec::new(),
             made_netns_dir: false,
             processes: BTreeMap::new(),
         }

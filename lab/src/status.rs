@@ -97,6 +97,10 @@ pub struct Cluster {
     pub door_open: bool,
     /// Whether its gateway drops UDP.
     pub udp_blocked: bool,
+    /// Its routers that are cut off from everything outside it.
+    pub cut: Vec<String>,
+    /// Its routers that are cut off from it.
+    pub detached: Vec<String>,
     /// Where the door is: `ADDRESS:PORT` of the gateway.
     pub door: String,
     /// The user's kubeconfig, by the door.
@@ -143,6 +147,8 @@ pub(crate) fn status(state: &State) -> Status {
             ready: cluster::is_ready(&peers, &c),
             door_open: !state.shut_doors.contains(&c.id),
             udp_blocked: state.udp_blocked.contains(&c.id),
+            cut: of_cluster(&state.cut, &c.id),
+            detached: of_cluster(&state.detached, &c.id),
             door: format!("{}:{}", c.outer, crate::plan::API_PORT),
             kubeconfig: person.join(format!("{}.kubeconfig", c.id)),
             admin_kubeconfig: c.file("admin.kubeconfig"),
@@ -179,6 +185,11 @@ pub(crate) fn status(state: &State) -> Status {
     }
 }
 
+/// The processes of a cluster on a list.
+fn of_cluster(list: &[String], cluster: &str) -> Vec<String> {
+    list.iter().filter(|name| name.split_once('/').is_some_and(|(of, _)| of == cluster)).cloned().collect()
+}
+
 impl Status {
     /// Whether everything that should run runs.
     #[must_use]
@@ -208,6 +219,8 @@ impl Status {
             if cluster.udp_blocked {
                 said.push("UDP blocked".into());
             }
+            said.extend(cluster.cut.iter().map(|router| format!("{router} is cut")));
+            said.extend(cluster.detached.iter().map(|router| format!("{router} is detached")));
             said.extend(
                 cluster.processes.iter().filter(|(_, p)| !p.alive).map(|(name, _)| format!("{name} does not run")),
             );

@@ -1,0 +1,18 @@
+//! What stands between a client and a cluster, and what can happen to it: two routers and their faults, links that delay and
+//! lose, kinds of NAT.
+//!
+//! Each brings up a lab of its own and takes it down; the instance must be free before. They run when asked for by name:
+//! `make lab-nat`. None passes without having run.
+
+#![allow(clippy::print_stderr, reason = "the tables are what people run these for")]
+
+#[path = "it/fleet.rs"]
+#[expect(dead_code, reason = "shared with the other end-to-end tests, which use the rest of it")]
+mod fleet;
+#[path = "wide/light.rs"]
+#[expect(dead_code, reason = "shared with the wide tests, which use the rest of it")]
+mod light;
+#[path = "paths/routers.rs"]
+mod routers;
+#[path = "paths/site.rs"]
+mod site;

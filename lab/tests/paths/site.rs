@@ -1,0 +1,91 @@
+//! A lab of light clusters with namespaces and as many routers as a test wants, and what is seen from its hosts.
+
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    fleet::{ROUTES, Ran, finish, lab_binary},
+    light::{Device, LightLab},
+};
+
+/// The longest that one act of the lab may take.
+const STEP: Duration = Duration::from_secs(120);
+
+/// A lab with its clusters' namespaces on its Headscale.
+pub(crate) struct Site {
+    pub(crate) device: Device,
+    // Last: the lab goes down after everything on it.
+    _lab: LightLab,
+}
+
+impl Site {
+    #[track_caller]
+    pub(crate) fn up(clusters: usize) -> Self {
+        let lab = LightLab::up(clusters, "0.29.2", "1.98.10");
+        let device = Device::new();
+        device.clusters().iter().for_each(|cluster| device.namespace(cluster));
+        Self { device, _lab: lab }
+    }
+
+    /// Has a router of a cluster join, with the tag and the networks that all of them have.
+    #[track_caller]
+    pub(crate) fn router(&self, cluster: &str, number: u8) {
+        let key = self.key_file(cluster, "routerAuthKey");
+        let (number, name) = (number.to_string(), format!("gn-{cluster}-router-{number}"));
+        let mut router = self.lab(&["router", cluster, "--number", &number, "--routes", ROUTES]);
+        router.args(["--hostname", &name]).arg("--auth-key-file").arg(&key);
+        finish(router, b"", STEP).ok();
+        fs::remove_file(&key).expect("it was written");
+    }
+
+    /// One of the keys of the cluster's file, in a file of its own.
+    #[track_caller]
+    pub(crate) fn key_file(&self, cluster: &str, field: &str) -> PathBuf {
+        let path = self.device.fleet.home.join(format!("{cluster}-{field}"));
+        let key = self.device.member(cluster)[field].as_str().expect("a key").to_owned();
+        let mut options = fs::OpenOptions::new();
+        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("root may");
+        std::io::Write::write_all(&mut out, key.as_bytes()).expect("written");
+        path
+    }
+
+    /// The lab's command.
+    pub(crate) fn lab(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(lab_binary());
+        command.args(args);
+        command
+    }
+
+    /// `guildnet-lab fault ...`
+    #[track_caller]
+    pub(crate) fn fault(&self, args: &[&str]) {
+        let mut fault = self.lab(&["fault"]);
+        fault.args(args);
+        finish(fault, b"", STEP).ok();
+    }
+
+    /// What an URL answers a host of the lab, within two seconds.
+    pub(crate) fn get(&self, host: &str, url: &str) -> Ran {
+        let lab = &self.device.fleet.lab;
+        let mut get = lab.inside(host, lab.program("workload", "workload")).expect("a host of the lab");
+        get.args(["get", url]);
+        finish(get, b"", Duration::from_secs(10))
+    }
+
+    /// Whether nothing at all comes back from there: neither an answer nor a refusal.
+    pub(crate) fn is_silent(&self, host: &str, url: &str) -> bool {
+        let ran = self.get(host, url);
+        ran.code != 0 && ran.err.contains("deadline exceeded")
+    }
+}
+
+/// The namespaces of a lab, by the machine's own list.
+pub(crate) fn namespaces(prefix: &str) -> Vec<String> {
+    let names = fs::read_dir(Path::new("/run/netns")).into_iter().flatten().flatten();
+    names.map(|e| e.file_name().to_string_lossy().into_owned()).filter(|name| name.starts_with(prefix)).collect()
+}
