@@ -6,12 +6,16 @@
 
 #![allow(clippy::print_stderr, reason = "the tables are what people run these for")]
 
+#[path = "paths/fail_over.rs"]
+mod fail_over;
 #[path = "it/fleet.rs"]
 #[expect(dead_code, reason = "shared with the other end-to-end tests, which use the rest of it")]
 mod fleet;
 #[path = "wide/light.rs"]
 #[expect(dead_code, reason = "shared with the wide tests, which use the rest of it")]
 mod light;
+#[path = "paths/member.rs"]
+mod member;
 #[path = "paths/routers.rs"]
 mod routers;
 #[path = "paths/site.rs"]
