@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guildnet_model::{
-    Connector, ConnectorSnapshot, ConnectorSpec, DialError, Dialer as _, Io, Secret, StartConnector as _, Target,
-};
+use guildnet_model::{Connector, ConnectorSnapshot, ConnectorSpec, DialError, Io, Secret, StartConnector as _, Target};
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
