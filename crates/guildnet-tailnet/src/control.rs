@@ -85,6 +85,8 @@ enum End {
     Refused(String),
     /// Anything that another attempt may cure.
     Broken(String),
+    /// This machine is in another network.
+    Moved,
     /// Nobody listens any more.
     Stopped,
 }
@@ -96,13 +98,15 @@ impl From<String> for End {
 }
 
 /// Keeps the node registered and its map current until `cancel` or until nobody receives `events`. Never gives up: failed
-/// attempts are repeated after 1 s to 60 s with jitter, refused ones every minute.
+/// attempts are repeated after 1 s to 60 s with jitter, refused ones every minute; at once after each `moved`, which says that
+/// this machine is in another network.
 ///
 /// # Cancellation
 /// By `cancel`; the connection is closed and helper tasks have ended when this returns.
 pub(crate) async fn run(
     config: ControlConfig,
     mut reports: watch::Receiver<LocalReport>,
+    mut moved: watch::Receiver<()>,
     events: mpsc::Sender<ControlEvent>,
     cancel: CancellationToken,
 ) {
@@ -114,12 +118,16 @@ pub(crate) async fn run(
         }
         let began = Instant::now();
         let mut had_map = false;
-        let end = attempt(&config, &mut reports, &events, &mut had_map, &cancel).await;
+        let end = attempt(&config, &mut reports, &mut moved, &events, &mut had_map, &cancel).await;
         if had_map && began.elapsed() >= SOUND_SESSION {
             backoff.reset();
         }
         let (event, wait) = match end {
             End::Stopped => return,
+            End::Moved => {
+                backoff.reset();
+                continue;
+            }
             End::Refused(why) => (ControlEvent::NeedsKey { why }, REFUSED_RETRY),
             End::Broken(why) => {
                 let retry_in = backoff.next();
@@ -132,6 +140,7 @@ pub(crate) async fn run(
         }
         tokio::select! {
             () = cancel.cancelled() => return,
+            Ok(()) = moved.changed() => backoff.reset(),
             () = sleep(wait) => {}
         }
     }
@@ -149,6 +158,7 @@ async fn tell(events: &mpsc::Sender<ControlEvent>, event: ControlEvent, cancel: 
 async fn attempt(
     config: &ControlConfig,
     reports: &mut watch::Receiver<LocalReport>,
+    moved: &mut watch::Receiver<()>,
     events: &mpsc::Sender<ControlEvent>,
     had_map: &mut bool,
     cancel: &CancellationToken,
@@ -157,6 +167,7 @@ async fn attempt(
         timeout(CONNECT_LIMIT, connect::channel(&config.tls, &config.login_server, config.identity.machine()));
     let channel = tokio::select! {
         () = cancel.cancelled() => return End::Stopped,
+        Ok(()) = moved.changed() => return End::Moved,
         opened = opening => match opened {
             Ok(Ok(channel)) => channel,
             Ok(Err(why)) => return End::Broken(why),
@@ -166,6 +177,7 @@ async fn attempt(
     let talk = async |http| {
         tokio::select! {
             () = cancel.cancelled() => Err(End::Stopped),
+            Ok(()) = moved.changed() => Err(End::Moved),
             end = session::Session { config, reports, events, had_map }.run(http) => end,
         }
     };

@@ -18,6 +18,7 @@ mod report;
 use std::{
     cell::RefCell,
     collections::{HashSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,12 +44,13 @@ use crate::{
     control::{self, ControlConfig, ControlEvent, LocalReport},
     flow::Packets,
     health::{Control, Facts},
+    machine::Machine,
     netmap::NetMap,
     path::Action,
     relay::RelayEvent,
     routes::Routes,
     state::Identity,
-    udp::{Batch, Link, Received},
+    udp::{self, Batch, Link, Received},
     wg::OwnKey,
 };
 
@@ -70,6 +72,8 @@ pub(crate) struct Setup {
     pub(crate) socket: std::net::UdpSocket,
     /// Where the control connection runs.
     pub(crate) control: tokio::runtime::Handle,
+    /// What happens to the machine.
+    pub(crate) machine: watch::Receiver<Machine>,
     pub(crate) window: usize,
     pub(crate) max_flows: usize,
 }
@@ -132,13 +136,19 @@ struct Node {
     changed: bool,
     status: watch::Sender<guildnet_model::ConnectorStatus>,
     reports: watch::Sender<LocalReport>,
+    /// What had happened to the machine when that was last looked at.
+    machine: Machine,
+    /// The address from which the world is reached, once that was looked at.
+    source: Option<IpAddr>,
+    /// Tells the control connection that its way is gone.
+    moved: watch::Sender<()>,
     dropped: u64,
 }
 
 /// Runs a connector until it is cancelled. All that it started has ended when it returns.
 pub(crate) async fn run(setup: Setup, ends: Ends) {
     let Ends { mut commands, status, bell, cancel } = ends;
-    let Setup { spec, tls, identity, socket, control, window, max_flows } = setup;
+    let Setup { spec, tls, identity, socket, control, mut machine, window, max_flows } = setup;
     let link = match Link::new(socket) {
         Ok(link) => link,
         Err(error) => {
@@ -159,7 +169,8 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         identity: identity.clone(),
     };
     // A child of its own: the control connection is ended last, so that it can still say goodbye.
-    let controlling = control::run(config, reports.subscribe(), control_tx, cancel.child_token());
+    let moved = watch::Sender::new(());
+    let controlling = control::run(config, reports.subscribe(), moved.subscribe(), control_tx, cancel.child_token());
     let control_task = control.spawn(controlling.in_current_span());
     let mut node_key = identity.watch_node();
     let mut node = Node {
@@ -186,6 +197,9 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         changed: false,
         status,
         reports,
+        machine: *machine.borrow_and_update(),
+        source: None,
+        moved,
         dropped: 0,
     };
     loop {
@@ -226,6 +240,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
                 let pair = node_key.borrow_and_update().clone();
                 node.on_node_key(&pair, Instant::now());
             }
+            Ok(()) = machine.changed() => node.on_machine(*machine.borrow_and_update(), Instant::now()),
             resolved = node.locator.resolved() => {
                 let now = Instant::now();
                 node.locator.add_servers(resolved, now);
@@ -435,8 +450,48 @@ impl Node {
         }
     }
 
+    /// Something has happened to the machine. What matters is whether the world is reached from another address now, or was
+    /// not heard for long: then nothing that was found before is worth anything. Other changes, as of a container's bridge,
+    /// only add or remove addresses that are told.
+    fn on_machine(&mut self, machine: Machine, now: Instant) {
+        let slept = machine.sleeps != self.machine.sleeps;
+        self.machine = machine;
+        let source = self.locator.somebody().map(udp::source_towards);
+        // With nobody known to ask for, any change may be the one.
+        if slept || source.is_none_or(|source| source != self.source) {
+            tracing::info!(slept, "this machine has moved: paths and connections are made anew");
+            self.rebind(now);
+        } else {
+            self.locator.look();
+            self.report_addresses();
+        }
+    }
+
+    /// Another socket, and everything that was found by the old one anew. Sessions and flows live on.
+    fn rebind(&mut self, now: Instant) {
+        match udp::bind().and_then(Link::new) {
+            Ok(link) => self.link = link,
+            Err(error) => tracing::warn!(%error, "no new UDP socket: the old one is kept"),
+        }
+        self.locator.on_moved(self.link.port());
+        self.source = None;
+        self.ask_for_own_address(now);
+        self.relays.reconnect(now);
+        self.moved.send_replace(());
+        for id in self.peers.ids() {
+            if let Some(slot) = self.peers.get_mut(id) {
+                slot.path.on_moved(now, &mut self.actions);
+                self.act(id, now);
+            }
+        }
+        self.changed = true;
+    }
+
     /// Asks the STUN servers where we are seen, and looks at the machine's own addresses.
     fn ask_for_own_address(&mut self, now: Instant) {
+        if self.source.is_none() {
+            self.source = self.locator.somebody().and_then(udp::source_towards);
+        }
         for (to, request) in self.locator.ask(now) {
             self.link.send_one(to, &request);
         }

@@ -19,7 +19,7 @@ use std::{
 use guildnet_model::{Connector, ConnectorError, ConnectorSpec, ConnectorState, StartConnector};
 use tokio::{
     runtime::{Builder, Handle},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{JoinSet, LocalSet, spawn_local},
 };
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use tracing::Instrument as _;
 use crate::{
     connector::{self, TailnetConnector},
     data,
+    machine::{self, Machine},
     state::Identity,
     tls, udp,
 };
@@ -74,6 +75,7 @@ pub struct Engine {
     control: Shard,
     next: AtomicUsize,
     trust: tls::Shared,
+    machine: watch::Receiver<Machine>,
     cancel: CancellationToken,
 }
 
@@ -94,7 +96,10 @@ impl Engine {
         let shards = (0..count).map(|n| Shard::spawn(&format!("tailnet-{n}"))).collect::<Result<_, _>>()?;
         let control = Shard::spawn("tailnet-control")?;
         let (next, cancel) = (AtomicUsize::new(0), CancellationToken::new());
-        Ok(Arc::new(Self { config, shards, control, next, trust: tls::Shared::default(), cancel }))
+        let (told, machine) = watch::channel(Machine::default());
+        // It ends with its listeners: this engine and the connectors.
+        control.submit(Box::new(move || Box::pin(machine::watch(told))))?;
+        Ok(Arc::new(Self { config, shards, control, next, trust: tls::Shared::default(), machine, cancel }))
     }
 }
 
@@ -111,6 +116,7 @@ impl StartConnector for Engine {
             identity,
             socket,
             control: self.control.handle.clone(),
+            machine: self.machine.clone(),
             window: self.config.window,
             max_flows: self.config.max_flows,
             spec,

@@ -20,6 +20,7 @@ mod disco;
 mod engine;
 mod flow;
 mod health;
+mod machine;
 mod path;
 mod routes;
 mod standing;

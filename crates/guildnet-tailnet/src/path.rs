@@ -199,6 +199,18 @@ impl Path {
         self.pings.clear();
     }
 
+    /// This end has another address: the path of now is in doubt, and everything is tried again.
+    pub(crate) fn on_moved(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if let Some(best) = &mut self.best {
+            best.suspect = Some(now);
+        }
+        (self.unanswered, self.heartbeat) = (None, None);
+        self.pings.clear();
+        if self.warm || self.is_active(now) {
+            self.start_rounds(now, out);
+        }
+    }
+
     /// Something is about to be sent. Says where to, and starts looking for a direct path if there is none to trust.
     /// `wants_answer`: whether it is data, not a mere acknowledgement.
     pub(crate) fn on_send(&mut self, now: Instant, wants_answer: bool, out: &mut Vec<Action>) -> Via {

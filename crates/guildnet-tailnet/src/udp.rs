@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
 };
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -17,6 +17,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const RECEIVE_BUFFERS: usize = 8;
 /// The largest datagram, and the most that the kernel joins into one.
 const BUFFER: usize = 1 << 16;
+/// Addresses of this machine that are looked at. More would be bridges of containers.
+const MAX_LOCAL: usize = 16;
 /// What one send call may carry in all: the largest UDP payload, 65,507 bytes, less a little.
 const SEND_LIMIT: usize = 65_000;
 
@@ -26,6 +28,31 @@ const SEND_LIMIT: usize = 65_000;
 /// What the system says.
 pub(crate) fn bind() -> io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+}
+
+/// The IPv4 addresses of interfaces that are up. Loopback only if there is nothing else: then all peers are on this machine.
+pub(crate) fn interface_addresses() -> Vec<Ipv4Addr> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!(%error, "the machine's addresses can't be read");
+            return Vec::new();
+        }
+    };
+    let up = interfaces.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
+    let all: Vec<Ipv4Addr> = up.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip())).collect();
+    let mut others: Vec<Ipv4Addr> = all.iter().copied().filter(|ip| !ip.is_loopback()).take(MAX_LOCAL).collect();
+    if others.is_empty() {
+        others = all;
+    }
+    others
+}
+
+/// The address from which this machine would send to another one; `None` if it could not. Nothing is sent.
+pub(crate) fn source_towards(to: SocketAddr) -> Option<IpAddr> {
+    let socket = bind().ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 /// Buffers for receiving. One set serves all connectors of a thread.

@@ -13,6 +13,7 @@ use crate::{
     netmap::{NetMap, Relay},
     path,
     stun::{self, Answer, TransactionId},
+    udp,
 };
 
 /// How often STUN servers are asked while there is traffic: below the 30 s after which many NATs forget a mapping. Source:
@@ -30,8 +31,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const RESOLVE_AGAIN: Duration = Duration::from_secs(10);
 /// Servers that are asked: two are enough to tell a hard NAT from others, three to survive the loss of one.
 const MAX_SERVERS: usize = 3;
-/// Addresses of this machine that are told. More would be bridges of containers.
-const MAX_LOCAL: usize = 16;
 
 /// The STUN side of a relay.
 pub(super) type Server = (u16, SocketAddr);
@@ -64,7 +63,7 @@ impl Locator {
     pub(super) fn new(port: u16) -> Self {
         Self {
             port,
-            local: interface_addresses(),
+            local: udp::interface_addresses(),
             relays: Vec::new(),
             servers: Vec::new(),
             pending: HashMap::new(),
@@ -131,6 +130,25 @@ impl Locator {
         self.servers.is_empty() || self.asked.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL)
     }
 
+    /// The machine has moved and the socket is another one: how we were seen before is void.
+    pub(super) fn on_moved(&mut self, port: u16) {
+        self.port = port;
+        self.local = udp::interface_addresses();
+        self.seen.clear();
+        self.pending.clear();
+        self.asked = None;
+    }
+
+    /// Reads the machine's own addresses again.
+    pub(super) fn look(&mut self) {
+        self.local = udp::interface_addresses();
+    }
+
+    /// Somebody beyond this machine's own network, if one is known.
+    pub(super) fn somebody(&self) -> Option<SocketAddr> {
+        self.servers.first().map(|(_, addr)| *addr)
+    }
+
     /// Requests to send now. The machine's own addresses are read again, too.
     pub(super) fn ask(&mut self, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
         if let Some((_, names)) = self.unresolved.take_if(|(at, _)| *at <= now) {
@@ -140,12 +158,7 @@ impl Locator {
             return Vec::new();
         }
         self.asked = Some(now);
-        let local = interface_addresses();
-        if local != self.local {
-            // Another network: how we were seen from the old one is void.
-            self.seen.clear();
-            self.local = local;
-        }
+        self.look();
         self.pending.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANSWER_LIMIT);
         self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < BELIEVED);
         let servers = self.servers.clone();
@@ -215,22 +228,4 @@ async fn resolve(names: Vec<Named>) -> Resolved {
         }
     }
     Resolved { servers, failed }
-}
-
-/// The IPv4 addresses of interfaces that are up. Loopback only if there is nothing else: then all peers are on this machine.
-fn interface_addresses() -> Vec<Ipv4Addr> {
-    let interfaces = match nix::ifaddrs::getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            tracing::warn!(%error, "the machine's addresses can't be read");
-            return Vec::new();
-        }
-    };
-    let up = interfaces.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
-    let all: Vec<Ipv4Addr> = up.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip())).collect();
-    let mut others: Vec<Ipv4Addr> = all.iter().copied().filter(|ip| !ip.is_loopback()).take(MAX_LOCAL).collect();
-    if others.is_empty() {
-        others = all;
-    }
-    others
 }

@@ -238,6 +238,16 @@ impl Relays {
         self.live.insert(region, Live { relay, outgoing, cancel, connected, down_since, trouble, used, passed });
     }
 
+    /// Leaves all connections and makes the home relay's anew: their way is gone.
+    pub(super) fn reconnect(&mut self, now: Instant) {
+        for (_, live) in self.live.drain() {
+            live.cancel.cancel();
+        }
+        if let Some(home) = self.home {
+            self.connect(home, now);
+        }
+    }
+
     /// Leaves relays that are not needed any more, and takes note of tasks that have ended.
     pub(super) fn close_idle(&mut self, now: Instant) {
         let home = self.home;

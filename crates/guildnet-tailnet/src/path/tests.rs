@@ -208,6 +208,16 @@ fn a_warm_path_is_pinged_while_idle() {
 }
 
 #[test]
+fn after_a_move_the_relay_carries_until_a_path_is_found_again() {
+    let mut f = Fixture::direct();
+    f.path.on_moved(f.now, &mut f.out);
+    assert_eq!(f.send(), Via { direct: Some(addr("192.0.2.1:41641")), relay: true });
+    assert!(f.out.contains(&Action::Call), "the peer learns where we are now");
+    f.pong();
+    assert!(!f.send().relay);
+}
+
+#[test]
 fn a_ping_makes_a_candidate_and_is_returned() {
     let mut f = Fixture::new();
     f.send();
