@@ -12,8 +12,8 @@ if ((EUID != 0)); then
 fi
 PATH=$(scripts/tools.sh):$PATH
 export GUILDNET_LAB_INSTANCE=${GUILDNET_LAB_INSTANCE:-wide}
-# The raw client of the isolation matrix stands beside the commands.
-cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet --bins --example isolation
+# The raw clients of the matrices stand beside the commands.
+cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet --bins --example isolation --example dial
 # A test takes its lab down; this is for the one that is killed.
 trap 'timeout 60 "${CARGO_TARGET_DIR:-target}/release/guildnet-lab" down' EXIT
 status=0

@@ -116,13 +116,15 @@ pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabErr
     let known = work.state.get();
     let holder = known.processes.get(&cluster.process("node"));
     let routers: Vec<_> = router::known(&known, cluster).into_iter().filter(|router| !router.is_on_node()).collect();
-    let complete = net::is_complete(&known.plan, cluster)
+    let complete = net::is_complete(&known.plan, &cluster.behind())
         && routers.iter().all(|router| net::has_router_host(&known.plan, router));
     if !complete || !holder.is_some_and(is_alive) {
         work.cgroups.kill_nodes(cluster.cgroup.clone(), std::slice::from_ref(&cluster.data_dir))?;
     }
     if !complete {
-        net::make(&known.plan, cluster, || if cluster.light { light::network(cluster) } else { Ok(()) })?;
+        let more = || if cluster.light { light::network(cluster) } else { Ok(()) };
+        net::make(&known.plan, &cluster.behind(), net::Joint::Cable, more)?;
+        net::set_nat(&cluster.behind(), known.nat(&cluster.id))?;
         net::set_door(cluster, !known.shut_doors.contains(&cluster.id))?;
         routers.iter().try_for_each(|router| router::network(cluster, router))?;
         net::set_faults(cluster, &faults(&known, cluster))?;

@@ -56,9 +56,11 @@ pub fn down(instance: &Instance, talk: &Talk) -> Result<(), LabError> {
 
     unmount_below(&[instance.run_dir(), instance.data_dir()])?;
     if let Some(state) = &state {
-        for cluster in state.plan.all_clusters() {
-            net::remove(&cluster)?;
+        let clusters = state.plan.all_clusters().into_iter().map(|cluster| cluster.behind());
+        for behind in clusters.chain(state.plan.all_hosts().into_iter().map(|host| host.behind)) {
+            net::remove(&behind)?;
         }
+        state.plan.relays().iter().try_for_each(net::remove_relay_host)?;
         net::remove_bridge(&state.plan)?;
     }
     for namespace in namespaces.iter().filter(|name| net::namespace_file(name).exists()) {

@@ -15,6 +15,7 @@ use crate::{
     pki::{Authority, Subject},
     plan::{HEADSCALE_PORT, Plan, STUN_PORT},
     process::{self, Spec},
+    relay,
     state::StateFile,
     talk::Talk,
 };
@@ -22,11 +23,24 @@ use crate::{
 /// Name of its process.
 pub(crate) const NAME: &str = "headscale";
 
+/// The map of the standalone relays, which it reads if this lab has them.
+const RELAY_MAP: &str = "relays.yaml";
+
 /// Time it has to answer; measured: 2 s.
 const READY: Duration = Duration::from_secs(30);
 
 fn dir(plan: &Plan) -> PathBuf {
     plan.instance.data_dir().join("headscale")
+}
+
+/// Certificate and key of the standalone relays, by the same authority.
+pub(crate) fn relay_certificate(plan: &Plan) -> PathBuf {
+    dir(plan).join("relay.crt")
+}
+
+/// See [`relay_certificate`].
+pub(crate) fn relay_key(plan: &Plan) -> PathBuf {
+    dir(plan).join("relay.key")
 }
 
 /// Its settings file.
@@ -48,7 +62,8 @@ pub(crate) fn spec(plan: &Plan, peers: &Peers) -> Spec {
 
 /// Starts it unless it runs, and sees to the files that the user reads.
 pub(crate) fn up(state: &StateFile, cgroups: &Cgroups, peers: &Peers, talk: &Talk) -> Result<(), LabError> {
-    let plan = state.get().plan;
+    let known = state.get();
+    let plan = known.plan;
     let dir = dir(&plan);
     files::folder(&dir, 0o700)?;
     if !dir.join("tls.key").exists() {
@@ -62,10 +77,20 @@ pub(crate) fn up(state: &StateFile, cgroups: &Cgroups, peers: &Peers, talk: &Tal
         })?;
         files::write(&dir.join("ca.pem"), authority.pair().cert, 0o644)?;
         files::write(&dir.join("tls.crt"), server.cert, 0o644)?;
-        // Last: its presence says that all three are there.
+        let addresses = plan.relays().map(|relay| IpAddr::from(relay.address));
+        let relays = authority.sign(Subject { name: "relays", group: None, dns: &[], ips: &addresses })?;
+        files::write(&relay_certificate(&plan), relays.cert, 0o644)?;
+        files::write(&relay_key(&plan), relays.key, 0o600)?;
+        // Last: its presence says that all of them are there.
         files::write(&dir.join("tls.key"), server.key, 0o600)?;
     }
-    files::write(&config_file(&plan), config(&plan), 0o600)?;
+    files::write(&dir.join(RELAY_MAP), relay::map(&plan), 0o600)?;
+    let settings = config(&plan, known.relays);
+    if files::read(&config_file(&plan)).is_ok_and(|there| there != settings) {
+        // It reads them once.
+        process::stop(state, NAME)?;
+    }
+    files::write(&config_file(&plan), settings, 0o600)?;
     let started = process::ensure(state, cgroups, &spec(&plan, peers))?;
     wait(state)?;
 
@@ -109,10 +134,11 @@ pub(crate) fn client(plan: &Plan, peers: &Peers) -> std::process::Command {
     client
 }
 
-fn config(plan: &Plan) -> String {
+fn config(plan: &Plan, relays: bool) -> String {
     let address = plan.host_address();
     let dir = dir(plan).display().to_string();
     let url = plan.headscale_url();
+    let paths = if relays { format!("[{dir}/{RELAY_MAP}]") } else { "[]".into() };
     format!(
         "server_url: {url}
 listen_addr: {address}:{HEADSCALE_PORT}
@@ -139,7 +165,7 @@ derp:
     automatically_add_embedded_derp_region: true
     ipv4: {address}
   urls: []
-  paths: []
+  paths: {paths}
   auto_update_enabled: false
 disable_check_updates: true
 database:
@@ -180,7 +206,8 @@ mod tests {
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
             light: vec![],
+            hosts: vec![],
         };
-        insta::assert_snapshot!(config(&plan));
+        insta::assert_snapshot!(config(&plan, false));
     }
 }

@@ -14,10 +14,13 @@ use crate::{
     cluster::{self, RouterArgs, Work},
     command::{self, PATH},
     error::LabError,
-    headscale, net,
+    headscale, host,
+    link::{LinkAnswer, LinkChange},
+    net,
     peers::Peers,
-    plan::{API_PORT, ClusterPlan, Instance, Plan},
+    plan::{API_PORT, Behind, ClusterPlan, Host, HostPlan, Instance, Nat, Plan},
     process::{self, Spec},
+    relay,
     state::{Lock, State, StateFile},
     status::{Status, status},
     talk::Talk,
@@ -109,16 +112,56 @@ impl Lab {
         let (_held, state) = self.hold()?;
         state.update(|s| set(&mut s.udp_blocked, &cluster.id, blocked))?;
         net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))?;
-        net::forget_udp(&cluster)
+        net::forget_udp(&cluster.gateway_ns)
+    }
+
+    /// Makes a client host behind a gateway of its own, or finds that it is there; with a link and its seed if given.
+    ///
+    /// # Errors
+    /// [`LabError::Usage`] for a name that can't be one; [`LabError::Conflict`] if it is there otherwise; or what can't be made.
+    pub fn host(&self, wanted: &Host, talk: &Talk) -> Result<HostPlan, LabError> {
+        let (_held, state) = self.hold()?;
+        let mut plan = state.get().plan;
+        plan.add_host(wanted)?;
+        state.update(|s| s.plan = plan.clone())?;
+        let host = plan.host(&wanted.name)?;
+        let cgroups = Cgroups::find()?;
+        host::up(Work { state: &state, cgroups: &cgroups, peers: &self.peers, talk }, &host)?;
+        Ok(host)
+    }
+
+    /// Sets what the gateway of a cluster or a client host does to addresses; it forgets what UDP went through it.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Usage`] for none where no address is left; or if the gateway refuses.
+    pub fn set_nat(&self, name: &str, nat: Nat) -> Result<(), LabError> {
+        let (_held, state) = self.hold()?;
+        net::set_nat(&state.get().plan.behind(name)?, nat)?;
+        state.update(|s| s.nat.insert(name.to_owned(), nat)).map(drop)
+    }
+
+    /// Changes the settings of a client host's link while it runs; an empty change only asks.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`]; [`LabError::Usage`] if the host has none; [`LabError::Died`] if it does not run.
+    pub fn link(&self, host: &str, change: &LinkChange) -> Result<LinkAnswer, LabError> {
+        let state = self.state()?;
+        host::change(&state, &state.plan.host(host)?, change)
     }
 
     /// Cuts a router of a light cluster, `a/router-2`, off from everything outside its cluster: it lives, and what it sends
-    /// or is sent is dropped at the gateway. Or ends that.
+    /// or is sent is dropped at the gateway. Or a standalone relay, `derp-1`, off from everybody. Or ends that.
     ///
     /// # Errors
     /// [`LabError::NotFound`], or if the gateway refuses.
-    pub fn cut_router(&self, router: &str, cut: bool) -> Result<(), LabError> {
+    pub fn cut(&self, router: &str, cut: bool) -> Result<(), LabError> {
         let (_held, state) = self.hold()?;
+        if let Some(relay) =
+            state.get().plan.relays().iter().find(|relay| state.get().relays && relay.process == router)
+        {
+            relay::cut(relay, cut)?;
+            return state.update(|s| set(&mut s.cut, router, cut));
+        }
         let (cluster, router) = cluster::find_router(&state.get(), router)?;
         state.update(|s| set(&mut s.cut, &router.process, cut))?;
         net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))
@@ -128,7 +171,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`LabError::NotFound`]; [`LabError::Usage`] for the node's own router, which has nothing between it and the cluster.
-    pub fn detach_router(&self, router: &str, detached: bool) -> Result<(), LabError> {
+    pub fn detach(&self, router: &str, detached: bool) -> Result<(), LabError> {
         let (_held, state) = self.hold()?;
         let (cluster, router) = cluster::find_router(&state.get(), router)?;
         if router.is_on_node() {
@@ -234,22 +277,30 @@ impl Lab {
     }
 
     /// A command inside a host: `a` is the node of cluster a (network, files, host name), `gw-a` its gateway and `a.2` the
-    /// host of its second router (network).
+    /// host of its second router (network); `x` is a client host, `gw-x` its gateway, `derp-1` a relay (network).
     /// `KUBECONFIG` is the administrator's; the peers' programs are on the path.
     ///
     /// # Errors
     /// [`LabError::NotFound`]; [`LabError::Died`] if the node does not run.
     pub fn inside(&self, host: &str, program: impl AsRef<OsStr>) -> Result<Command, LabError> {
+        let state = self.state()?;
+        if let Ok(client) = state.plan.host(host.trim_start_matches("gw-")) {
+            let Behind { host_ns, gateway_ns, .. } = client.behind;
+            return Ok(command::in_netns(if host.starts_with("gw-") { &gateway_ns } else { &host_ns }, program));
+        }
+        if let Some(relay) = state.plan.relays().iter().find(|relay| state.relays && relay.process == host) {
+            return Ok(command::in_netns(&relay.netns, program));
+        }
         let (cluster, mut inside) = if let Some(id) = host.strip_prefix("gw-") {
             let cluster = self.plan.cluster(id)?;
             let inside = command::in_netns(&cluster.gateway_ns, program);
             (cluster, inside)
         } else if let Some((id, number)) = host.split_once('.') {
-            let (cluster, router) = cluster::find_router(&self.state()?, &format!("{id}/router-{number}"))?;
+            let (cluster, router) = cluster::find_router(&state, &format!("{id}/router-{number}"))?;
             (cluster, command::in_netns(&router.netns, program))
         } else {
             let cluster = self.plan.cluster(host)?;
-            let inside = cluster::in_node(&self.state()?, &cluster, program)?;
+            let inside = cluster::in_node(&state, &cluster, program)?;
             (cluster, inside)
         };
         let bins: Vec<String> = self.peers.0.values().map(|bin| bin.display().to_string()).collect();
@@ -281,6 +332,10 @@ impl Lab {
     fn spec(&self, name: &str) -> Result<Spec, LabError> {
         let state = self.state()?;
         let mut all = vec![headscale::spec(&self.plan, &self.peers)];
+        if state.relays {
+            all.extend(self.plan.relays().iter().map(|relay| relay::spec(&self.plan, relay, &self.peers)));
+        }
+        all.extend(state.plan.all_hosts().iter().filter_map(|host| host::spec(&state.plan, host)));
         all.extend(self.plan.all_clusters().iter().flat_map(|c| cluster::specs(&state, c, &self.peers)));
         let names: Vec<String> = all.iter().map(|spec| spec.name.clone()).collect();
         all.into_iter()

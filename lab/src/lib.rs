@@ -12,14 +12,17 @@ mod down;
 mod error;
 mod files;
 mod headscale;
+mod host;
 mod images;
 mod lab;
 mod launch;
+mod link;
 mod net;
 mod peers;
 mod pki;
 mod plan;
 mod process;
+mod relay;
 mod state;
 mod status;
 mod talk;
@@ -30,10 +33,11 @@ pub use down::down;
 pub use error::LabError;
 pub use lab::Lab;
 pub use launch::{HoldNode, Launch, hold_node, launch};
+pub use link::{Ceiling, Counts, LinkAnswer, LinkChange, RunLink, WayAnswer, ceiling, run_link};
 pub use peers::{Versions, WantedVersions};
 pub use plan::{
-    API_PORT, API_SERVICE, ClusterPlan, ECHO_PORT, ECHO_SERVICE, Instance, LAN, LIGHT_POD, NODE_ADDRESS, POD_NETWORK,
-    Person, Plan, RouterPlan, SERVICE_NETWORK, cluster_names,
+    API_PORT, API_SERVICE, Behind, ClusterPlan, ECHO_PORT, ECHO_SERVICE, HOST_LAN, Host, HostPlan, Instance, LAN,
+    LIGHT_POD, NODE_ADDRESS, Nat, POD_NETWORK, Person, Plan, RelayPlan, RouterPlan, SERVICE_NETWORK, cluster_names,
 };
 pub use state::{Running, State};
 pub use status::{Bridge, Cluster, Headscale, PersonFiles, Process, Status};

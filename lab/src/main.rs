@@ -3,7 +3,10 @@
 use std::{ffi::OsString, io::Write, os::unix::process::CommandExt, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use guildnet_lab::{HoldNode, Instance, Lab, LabError, Launch, RouterArgs, Status, Talk, Wanted, WantedVersions};
+use guildnet_lab::{
+    Ceiling, HoldNode, Host, Instance, Lab, LabError, Launch, LinkChange, Nat, RouterArgs, RunLink, Status, Talk,
+    Wanted, WantedVersions,
+};
 
 /// A real fleet on one machine: Headscale and Kubernetes clusters in network namespaces.
 ///
@@ -30,6 +33,9 @@ enum What {
         /// Make those that are new light: etcd and API server alone, 0.35 GiB each, nothing that runs pods
         #[arg(long)]
         light: bool,
+        /// Run two standalone relays with STUN, derp-1 and derp-2, beside Headscale's own
+        #[arg(long)]
+        relays: bool,
         #[command(flatten)]
         versions: WantedVersions,
     },
@@ -64,6 +70,36 @@ enum What {
         #[command(flatten)]
         args: RouterArgs,
     },
+    /// Make a client host behind a gateway of its own; prints its namespace
+    Host {
+        /// Its name
+        name: String,
+        /// What its gateway does to addresses
+        #[arg(long, value_enum)]
+        nat: Option<Nat>,
+        /// Put a link between its gateway and the internet, with this seed
+        #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "1")]
+        link: Option<u64>,
+    },
+    /// Set what the gateway of a cluster or a client host does to addresses
+    Nat {
+        /// The cluster or host
+        name: String,
+        /// The kind
+        #[arg(value_enum)]
+        kind: Nat,
+    },
+    /// Change what the link of a client host does, while packets flow; prints settings and counts as JSON
+    ///
+    /// 'up' or 'down' first: one way only, as the host sees it. Then knobs: delay=20ms jitter=5ms loss=0.1% burst=4
+    /// duplicate=1% reorder=5% reorder-by=1ms rate=12.5MB/s queue=100ms cut=on; 'clear' turns all of them back. What is not
+    /// named stays; with nothing named it only prints.
+    Link {
+        /// The host
+        host: String,
+        /// The change
+        change: Vec<String>,
+    },
     /// Build the peers into the cache, nothing else (no root needed if the cache is yours)
     Build(WantedVersions),
     /// Break something, or mend it
@@ -71,6 +107,16 @@ enum What {
         #[command(subcommand)]
         fault: Fault,
     },
+    /// Measure what a link passes on at most, beside a plain cable; needs no lab
+    LinkCeiling {
+        /// Settings of links that are measured, too, as in 'delay=10ms' [default: none but a link that does nothing]
+        settings: Vec<LinkChange>,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    #[command(hide = true)]
+    RunLink(RunLink),
     #[command(hide = true)]
     Launch(Launch),
     #[command(hide = true)]
@@ -114,14 +160,15 @@ enum Fault {
         /// The process
         process: String,
     },
-    /// Drop whatever a router of a light cluster sends out of its cluster or is sent from there: it lives, unreachable
+    /// Drop whatever a router of a light cluster sends out of its cluster or is sent from there: it lives, unreachable; or
+    /// whatever a standalone relay sends or is sent
     Cut {
-        /// The router: a/router, a/router-2, ...
+        /// The router or relay: a/router, a/router-2, derp-1, ...
         router: String,
     },
-    /// Let a router's packets through again
+    /// Let the packets of a router or relay through again
     Mend {
-        /// The router
+        /// The router or relay
         router: String,
     },
     /// Drop what a router of a light cluster forwards into its cluster: its tunnels work, its networks are dead
@@ -166,13 +213,22 @@ fn main() -> ExitCode {
 fn run(command: What) -> Result<ExitCode, LabError> {
     let talk = Talk::start();
     match command {
-        // These two never come back but by an error.
+        What::LinkCeiling { settings, output } => {
+            let nothing = "clear".parse()?;
+            let all = guildnet_lab::ceiling(&[vec![nothing], settings].concat())?;
+            print(&match output {
+                Format::Table => Ceiling::table(&all),
+                Format::Json => serde_json::to_string_pretty(&all).expect("plain data") + "\n",
+            });
+        }
+        // These never come back but by an error.
         What::Launch(args) => match guildnet_lab::launch(args)? {},
+        What::RunLink(args) => match guildnet_lab::run_link(&args)? {},
         What::HoldNode(args) => match guildnet_lab::hold_node(&args)? {},
-        What::Up { clusters, light, versions } => {
+        What::Up { clusters, light, relays, versions } => {
             let clusters = clusters.as_deref().map(guildnet_lab::cluster_names).transpose()?;
             let instance = Instance::from_env()?;
-            guildnet_lab::up(&instance, Wanted { clusters, light, versions }, &talk)?;
+            guildnet_lab::up(&instance, Wanted { clusters, light, relays, versions }, &talk)?;
             print(&Lab::of(&instance)?.status()?.text());
         }
         What::Down => guildnet_lab::down(&Instance::from_env()?, &talk)?,
@@ -194,6 +250,19 @@ fn run(command: What) -> Result<ExitCode, LabError> {
             let address = Lab::attach()?.start_router(&cluster, &args, &talk)?;
             print(&format!("{address}\n"));
         }
+        What::Host { name, nat, link } => {
+            let lab = Lab::attach()?;
+            let host = lab.host(&Host { name, link }, &talk)?;
+            if let Some(nat) = nat {
+                lab.set_nat(&host.name, nat)?;
+            }
+            print(&format!("{}\n", host.behind.host_ns));
+        }
+        What::Nat { name, kind } => Lab::attach()?.set_nat(&name, kind)?,
+        What::Link { host, change } => {
+            let answer = Lab::attach()?.link(&host, &change.join(" ").parse()?)?;
+            print(&(serde_json::to_string_pretty(&answer).expect("plain data") + "\n"));
+        }
         What::Build(versions) => guildnet_lab::build(&versions, &talk)?,
         What::Fault { fault } => {
             let lab = Lab::attach()?;
@@ -205,10 +274,10 @@ fn run(command: What) -> Result<ExitCode, LabError> {
                 Fault::Start { process } => lab.start_process(&process)?,
                 Fault::Freeze { process } => lab.freeze_process(&process, true)?,
                 Fault::Thaw { process } => lab.freeze_process(&process, false)?,
-                Fault::Cut { router } => lab.cut_router(&router, true)?,
-                Fault::Mend { router } => lab.cut_router(&router, false)?,
-                Fault::Detach { router } => lab.detach_router(&router, true)?,
-                Fault::Attach { router } => lab.detach_router(&router, false)?,
+                Fault::Cut { router } => lab.cut(&router, true)?,
+                Fault::Mend { router } => lab.cut(&router, false)?,
+                Fault::Detach { router } => lab.detach(&router, true)?,
+                Fault::Attach { router } => lab.detach(&router, false)?,
             }
         }
     }

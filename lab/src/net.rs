@@ -10,11 +10,14 @@ use serde::Deserialize;
 use crate::{
     command::{finish, in_netns, run},
     error::LabError,
-    plan::{API_PORT, ClusterPlan, GATEWAY_LAN, LAN_GATEWAY, NODE_ADDRESS, POD_NETWORK, Plan, RouterPlan, Used},
+    plan::{
+        API_PORT, Behind, ClusterPlan, GATEWAY_LAN, LAN_GATEWAY, NODE_ADDRESS, Nat, POD_NETWORK, Plan, RelayPlan,
+        RouterPlan, Used,
+    },
 };
 
 /// The gateway's leg on the bridge, and a host's on the LAN.
-const WAN: &str = "wan";
+pub(crate) const WAN: &str = "wan";
 const NODE_LAN: &str = "eth0";
 
 /// Interfaces of the machine and the IPv4 networks that are taken: addresses and routes.
@@ -70,44 +73,71 @@ pub(crate) fn ensure_bridge(plan: &Plan) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Whether gateway and node are there and joined: the last thing made is the first to be missing.
-pub(crate) fn is_complete(plan: &Plan, cluster: &ClusterPlan) -> bool {
-    let bridge = format!("/sys/class/net/{}/master", cluster.leg);
-    std::fs::read_link(bridge).is_ok_and(|master| master.ends_with(plan.bridge_name()))
-        && run("ip", &["-n", &cluster.node_ns, "route", "get", &plan.host_address().to_string()]).is_ok()
+/// Whether a host and its gateway are there and joined: the last thing made is the first to be missing.
+pub(crate) fn is_complete(plan: &Plan, behind: &Behind) -> bool {
+    is_port(plan, &behind.leg)
+        && run("ip", &["-n", &behind.host_ns, "route", "get", &plan.host_address().to_string()]).is_ok()
         && {
-            let mut door = in_netns(&cluster.gateway_ns, "iptables");
+            let mut door = in_netns(&behind.gateway_ns, "iptables");
             door.args(["-w", "-t", "nat", "-S", "GN-DOOR"]);
             finish(door, None).is_ok()
         }
 }
 
-/// Makes a cluster's gateway and its node's namespace, from nothing; `more` is what the node's needs beside.
+fn is_port(plan: &Plan, leg: &str) -> bool {
+    let bridge = format!("/sys/class/net/{leg}/master");
+    std::fs::read_link(bridge).is_ok_and(|master| master.ends_with(plan.bridge_name()))
+}
+
+/// What joins a gateway with the bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joint {
+    /// A pair of devices that the kernel joins.
+    Cable,
+    /// A device at either end, for a link to join.
+    Link,
+}
+
+/// Frames that a device may hold for its link: a burst must not be lost to a thread that has just slept.
+const LINK_QUEUE: &str = "10000";
+
+/// Makes a gateway and the namespace of the host behind it, from nothing; `more` is what the host needs beside.
 pub(crate) fn make(
     plan: &Plan,
-    cluster: &ClusterPlan,
+    behind: &Behind,
+    joint: Joint,
     more: impl FnOnce() -> Result<(), LabError>,
 ) -> Result<(), LabError> {
-    remove(cluster)?;
-    let ClusterPlan { node_ns, gateway_ns, leg, .. } = cluster;
-    for namespace in [gateway_ns, node_ns] {
+    remove(behind)?;
+    let Behind { host_ns, gateway_ns, leg, outer, gateway, host, .. } = behind;
+    for namespace in [gateway_ns, host_ns] {
         run("ip", &["netns", "add", namespace])?;
         run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
     }
-    run("ip", &["link", "add", leg, "type", "veth", "peer", "name", WAN, "netns", gateway_ns])?;
+    match joint {
+        Joint::Cable => {
+            run("ip", &["link", "add", leg, "type", "veth", "peer", "name", WAN, "netns", gateway_ns])?;
+        }
+        Joint::Link => {
+            run("ip", &["tuntap", "add", "dev", leg, "mode", "tap"])?;
+            run("ip", &["-n", gateway_ns, "tuntap", "add", "dev", WAN, "mode", "tap"])?;
+            run("ip", &["link", "set", leg, "txqueuelen", LINK_QUEUE])?;
+            run("ip", &["-n", gateway_ns, "link", "set", WAN, "txqueuelen", LINK_QUEUE])?;
+        }
+    }
     run("ip", &["link", "set", leg, "addrgenmode", "none"])?;
     run("ip", &["link", "set", leg, "master", &plan.bridge_name(), "up"])?;
     run(
         "ip",
-        &["-n", gateway_ns, "link", "add", GATEWAY_LAN, "type", "veth", "peer", "name", NODE_LAN, "netns", node_ns],
+        &["-n", gateway_ns, "link", "add", GATEWAY_LAN, "type", "veth", "peer", "name", NODE_LAN, "netns", host_ns],
     )?;
     for (namespace, link, address) in
-        [(gateway_ns, WAN, cluster.outer), (gateway_ns, GATEWAY_LAN, LAN_GATEWAY), (node_ns, NODE_LAN, NODE_ADDRESS)]
+        [(gateway_ns, WAN, outer), (gateway_ns, GATEWAY_LAN, gateway), (host_ns, NODE_LAN, host)]
     {
         run("ip", &["-n", namespace, "address", "add", &format!("{address}/24"), "dev", link])?;
         run("ip", &["-n", namespace, "link", "set", link, "up"])?;
     }
-    for namespace in [gateway_ns, node_ns] {
+    for namespace in [gateway_ns, host_ns] {
         forward(namespace)?;
     }
     let mut rules = in_netns(gateway_ns, "iptables-restore");
@@ -115,8 +145,58 @@ pub(crate) fn make(
     finish(rules, Some(&gateway_rules()))?;
     more()?;
     // Last: it is what tells a complete network from a half-made one.
-    run("ip", &["-n", node_ns, "route", "add", "default", "via", &LAN_GATEWAY.to_string()])?;
+    run("ip", &["-n", host_ns, "route", "add", "default", "via", &gateway.to_string()])?;
     Ok(())
+}
+
+/// Sets what a gateway does to addresses, and forgets what it did before.
+pub(crate) fn set_nat(behind: &Behind, nat: Nat) -> Result<(), LabError> {
+    let Behind { host_ns, gateway_ns, gateway, host, open, .. } = behind;
+    let [gateway, host] = [gateway, host].map(ToString::to_string);
+    if let Some(open) = open.map(|open| open.to_string()) {
+        let own = format!("{open}/32");
+        if nat == Nat::None {
+            run("ip", &["-n", host_ns, "address", "replace", &own, "dev", NODE_LAN])?;
+            run("ip", &["-n", host_ns, "route", "replace", "default", "via", &gateway, "src", &open])?;
+            run("ip", &["-n", gateway_ns, "route", "replace", &own, "via", &host])?;
+            // The gateway answers for the host's address, and at once: the kernel would wait for up to 0.8 s.
+            let mut delay = in_netns(gateway_ns, "sh");
+            delay.args(["-euc", &format!("echo 0 > /proc/sys/net/ipv4/neigh/{WAN}/proxy_delay")]);
+            finish(delay, None)?;
+            run("ip", &["-n", gateway_ns, "neighbour", "replace", "proxy", &open, "dev", WAN])?;
+        } else if run("ip", &["-n", gateway_ns, "route", "show", &own])?.contains(&open) {
+            run("ip", &["-n", gateway_ns, "neighbour", "del", "proxy", &open, "dev", WAN])?;
+            run("ip", &["-n", gateway_ns, "route", "del", &own])?;
+            run("ip", &["-n", host_ns, "route", "replace", "default", "via", &gateway])?;
+            run("ip", &["-n", host_ns, "address", "del", &own, "dev", NODE_LAN])?;
+        }
+    } else if nat == Nat::None {
+        return Err(LabError::Usage { what: format!("no address is left for a host behind {gateway_ns} without NAT") });
+    }
+    for (table, chain, rules) in nat_rules(behind, nat) {
+        replace_chain(gateway_ns, table, chain, &rules)?;
+    }
+    forget_udp(gateway_ns)
+}
+
+/// Tables, chains and rules for a kind of NAT.
+fn nat_rules(behind: &Behind, nat: Nat) -> [(&'static str, &'static str, String); 3] {
+    let Behind { outer, host, open, .. } = behind;
+    let open = open.map_or_else(String::new, |open| open.to_string());
+    let (mut inward, mut outward, mut pass) = (String::new(), String::new(), String::new());
+    match nat {
+        Nat::None => {
+            outward += &format!("-A GN-NAT ! -s {open} -j MASQUERADE\n");
+            pass += &format!("-A GN-OPEN -d {open} -j ACCEPT\n");
+        }
+        Nat::FullCone => {
+            inward += &format!("-A GN-CONE -p udp -j DNAT --to-destination {host}\n");
+            outward += &format!("-A GN-NAT -s {host} -p udp -j SNAT --to-source {outer}\n-A GN-NAT -j MASQUERADE\n");
+        }
+        Nat::PortRestricted => outward += "-A GN-NAT -j MASQUERADE\n",
+        Nat::Symmetric => outward += "-A GN-NAT -j MASQUERADE --random-fully\n",
+    }
+    [("nat", "GN-CONE", inward), ("nat", "GN-NAT", outward), ("filter", "GN-OPEN", pass)]
 }
 
 /// Makes a namespace pass packets on.
@@ -127,6 +207,46 @@ fn forward(namespace: &str) -> Result<(), LabError> {
     let mut shell = in_netns(namespace, "sh");
     shell.args(["-euc", settings]);
     finish(shell, None).map(drop)
+}
+
+/// Whether a relay's host is there and joined to the bridge.
+pub(crate) fn has_relay_host(plan: &Plan, relay: &RelayPlan) -> bool {
+    is_port(plan, &relay.leg)
+        && run("ip", &["-n", &relay.netns, "route", "get", &plan.host_address().to_string()]).is_ok()
+}
+
+/// Makes a relay's host on the bridge, from nothing.
+pub(crate) fn make_relay_host(plan: &Plan, relay: &RelayPlan) -> Result<(), LabError> {
+    let RelayPlan { netns, leg, address, .. } = relay;
+    remove_relay_host(relay)?;
+    run("ip", &["netns", "add", netns])?;
+    run("ip", &["-n", netns, "link", "set", "lo", "up"])?;
+    run("ip", &["link", "add", leg, "type", "veth", "peer", "name", WAN, "netns", netns])?;
+    run("ip", &["link", "set", leg, "addrgenmode", "none"])?;
+    run("ip", &["link", "set", leg, "master", &plan.bridge_name(), "up"])?;
+    run("ip", &["-n", netns, "address", "add", &format!("{address}/24"), "dev", WAN])?;
+    run("ip", &["-n", netns, "link", "set", WAN, "up"]).map(drop)
+}
+
+/// Removes it; what is not there is fine.
+pub(crate) fn remove_relay_host(relay: &RelayPlan) -> Result<(), LabError> {
+    remove_link(&relay.leg)?;
+    remove_namespace(&relay.netns)
+}
+
+/// By name, at once: with its namespace a link would go some time later.
+fn remove_link(name: &str) -> Result<(), LabError> {
+    if Path::new("/sys/class/net").join(name).exists() {
+        run("ip", &["link", "del", name])?;
+    }
+    Ok(())
+}
+
+fn remove_namespace(name: &str) -> Result<(), LabError> {
+    if namespace_file(name).exists() {
+        run("ip", &["netns", "del", name])?;
+    }
+    Ok(())
 }
 
 /// Whether a router's own host is there and joined to its gateway.
@@ -161,19 +281,16 @@ pub(crate) fn make_router_host(cluster: &ClusterPlan, router: &RouterPlan) -> Re
 }
 
 fn remove_router_host(cluster: &ClusterPlan, router: &RouterPlan) -> Result<(), LabError> {
-    // By name, at once: with the namespace it would go some time later.
+    // As `remove_link`, in the gateway.
     if namespace_file(&cluster.gateway_ns).exists()
         && run("ip", &["-n", &cluster.gateway_ns, "link", "show", &router.leg]).is_ok()
     {
         run("ip", &["-n", &cluster.gateway_ns, "link", "del", &router.leg])?;
     }
-    if namespace_file(&router.netns).exists() {
-        run("ip", &["netns", "del", &router.netns])?;
-    }
-    Ok(())
+    remove_namespace(&router.netns)
 }
 
-/// A home router's rules: masquerade, forward from inside, drop what comes unasked.
+/// A home router's rules: masquerade (or what [`set_nat`] says), forward from inside, drop what comes unasked.
 ///
 /// Unasked UDP must be dropped, not refused: a refusal leaves a connection entry behind that makes the next outgoing
 /// packet to the same peer leave by another port, and hole punching fails as it would behind no real router.
@@ -182,13 +299,18 @@ fn gateway_rules() -> String {
         "*nat
 :PREROUTING ACCEPT
 :GN-DOOR -
+:GN-CONE -
+:GN-NAT -
 -A PREROUTING -i {WAN} -j GN-DOOR
--A POSTROUTING -o {WAN} -j MASQUERADE
+-A PREROUTING -i {WAN} -j GN-CONE
+-A POSTROUTING -o {WAN} -j GN-NAT
+-A GN-NAT -j MASQUERADE
 COMMIT
 *filter
 :INPUT DROP
 :FORWARD DROP
 :GN-FAULT -
+:GN-OPEN -
 -A INPUT -j GN-FAULT
 -A INPUT -i lo -j ACCEPT
 -A INPUT -i {GATEWAY_LAN}+ -j ACCEPT
@@ -199,6 +321,7 @@ COMMIT
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A FORWARD -i {GATEWAY_LAN}+ -j ACCEPT
 -A FORWARD -i {WAN} -m conntrack --ctstate DNAT -j ACCEPT
+-A FORWARD -i {WAN} -j GN-OPEN
 COMMIT
 "
     )
@@ -211,10 +334,10 @@ pub(crate) fn set_door(cluster: &ClusterPlan, open: bool) -> Result<(), LabError
     } else {
         String::new()
     };
-    replace_chain(cluster, "nat", "GN-DOOR", &rules)?;
+    replace_chain(&cluster.gateway_ns, "nat", "GN-DOOR", &rules)?;
     if !open {
         forget(
-            cluster,
+            &cluster.gateway_ns,
             &["-p", "tcp", "--orig-dst", &cluster.outer.to_string(), "--orig-port-dst", &API_PORT.to_string()],
         )?;
     }
@@ -234,7 +357,7 @@ pub(crate) struct Faults {
 
 /// Makes the gateway drop that and no more.
 pub(crate) fn set_faults(cluster: &ClusterPlan, faults: &Faults) -> Result<(), LabError> {
-    replace_chain(cluster, "filter", "GN-FAULT", &fault_rules(faults))
+    replace_chain(&cluster.gateway_ns, "filter", "GN-FAULT", &fault_rules(faults))
 }
 
 /// Dropped, never refused: what is cut off is silent. A door stays: it is no way of the router's.
@@ -261,21 +384,21 @@ fn both_ways(one: &str, other: &str) -> String {
 }
 
 /// Forgets what UDP went through the gateway: mappings must not outlive a block, a real gateway's would not.
-pub(crate) fn forget_udp(cluster: &ClusterPlan) -> Result<(), LabError> {
-    forget(cluster, &["-p", "udp"])
+pub(crate) fn forget_udp(gateway: &str) -> Result<(), LabError> {
+    forget(gateway, &["-p", "udp"])
 }
 
 /// Sets a chain's rules, all at once.
-fn replace_chain(cluster: &ClusterPlan, table: &str, chain: &str, rules: &str) -> Result<(), LabError> {
-    let mut restore = in_netns(&cluster.gateway_ns, "iptables-restore");
+fn replace_chain(gateway: &str, table: &str, chain: &str, rules: &str) -> Result<(), LabError> {
+    let mut restore = in_netns(gateway, "iptables-restore");
     restore.args(["-w", "--noflush"]);
     finish(restore, Some(&format!("*{table}\n:{chain} -\n-F {chain}\n{rules}COMMIT\n")))?;
     Ok(())
 }
 
 /// Removes connection entries of the gateway.
-fn forget(cluster: &ClusterPlan, filter: &[&str]) -> Result<(), LabError> {
-    let mut conntrack = in_netns(&cluster.gateway_ns, "conntrack");
+fn forget(gateway: &str, filter: &[&str]) -> Result<(), LabError> {
+    let mut conntrack = in_netns(gateway, "conntrack");
     conntrack.arg("-D").args(filter);
     match finish(conntrack, None) {
         // It fails when there is nothing to remove, and says so.
@@ -284,28 +407,16 @@ fn forget(cluster: &ClusterPlan, filter: &[&str]) -> Result<(), LabError> {
     }
 }
 
-/// Removes a cluster's namespaces and links; what is not there is fine.
-pub(crate) fn remove(cluster: &ClusterPlan) -> Result<(), LabError> {
-    // By name, at once: with the namespace it would go some time later.
-    if Path::new("/sys/class/net").join(&cluster.leg).exists() {
-        run("ip", &["link", "del", &cluster.leg])?;
-    }
-    let routers = cluster.all_routers().into_iter().map(|router| router.netns);
-    for namespace in routers.chain([cluster.node_ns.clone(), cluster.gateway_ns.clone()]) {
-        if namespace_file(&namespace).exists() {
-            run("ip", &["netns", "del", &namespace])?;
-        }
-    }
-    Ok(())
+/// Removes a host, its gateway and its link; what is not there is fine.
+pub(crate) fn remove(behind: &Behind) -> Result<(), LabError> {
+    remove_link(&behind.leg)?;
+    remove_namespace(&behind.host_ns)?;
+    remove_namespace(&behind.gateway_ns)
 }
 
 /// Removes the bridge.
 pub(crate) fn remove_bridge(plan: &Plan) -> Result<(), LabError> {
-    let name = plan.bridge_name();
-    if Path::new("/sys/class/net").join(&name).exists() {
-        run("ip", &["link", "del", &name])?;
-    }
-    Ok(())
+    remove_link(&plan.bridge_name())
 }
 
 /// The file that names a namespace.
@@ -322,6 +433,31 @@ mod tests {
         assert_eq!(parse_network("10.0.0.0/8"), Some((Ipv4Addr::new(10, 0, 0, 0), 8)));
         assert_eq!(parse_network("192.0.2.7"), Some((Ipv4Addr::new(192, 0, 2, 7), 32)));
         assert_eq!(parse_network("default"), None);
+    }
+
+    #[test]
+    fn only_a_full_cone_and_no_nat_let_in_what_comes_unasked() {
+        let mut plan = Plan {
+            instance: "default".parse().expect("a name"),
+            bridge: 0,
+            network: [10, 99, 0],
+            person: crate::plan::Person { uid: 1000, gid: 1000 },
+            clusters: vec!["a".into()],
+            light: vec![],
+            hosts: vec![],
+        };
+        plan.add_host(&crate::plan::Host { name: "x".into(), link: None }).expect("new");
+        let rules = |name: &str, nat| nat_rules(&plan.behind(name).expect("there"), nat).map(|(_, _, rules)| rules);
+        let cone = [
+            "-A GN-CONE -p udp -j DNAT --to-destination 192.168.77.10\n",
+            "-A GN-NAT -s 192.168.77.10 -p udp -j SNAT --to-source 10.99.0.11\n-A GN-NAT -j MASQUERADE\n",
+            "",
+        ];
+        assert_eq!(rules("a", Nat::FullCone), cone);
+        let none = ["", "-A GN-NAT ! -s 10.99.0.221 -j MASQUERADE\n", "-A GN-OPEN -d 10.99.0.221 -j ACCEPT\n"];
+        assert_eq!(rules("x", Nat::None), none);
+        assert_eq!(rules("x", Nat::PortRestricted), ["", "-A GN-NAT -j MASQUERADE\n", ""]);
+        assert_eq!(rules("x", Nat::Symmetric), ["", "-A GN-NAT -j MASQUERADE --random-fully\n", ""]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     error::LabError,
     files,
     peers::Versions,
-    plan::{Instance, Plan},
+    plan::{Instance, Nat, Plan},
     talk::Talk,
 };
 
@@ -48,6 +48,12 @@ pub struct State {
     /// Those of them that are cut off from their cluster.
     #[serde(default)]
     pub detached: Vec<String>,
+    /// What gateways do to addresses, where it is not the usual: by cluster or host.
+    #[serde(default)]
+    pub nat: BTreeMap<String, Nat>,
+    /// Whether standalone relays run beside Headscale's own.
+    #[serde(default)]
+    pub relays: bool,
     /// Whether this lab made the folder of named namespaces: then `down` removes it, if nobody else uses it by then.
     #[serde(default)]
     pub made_netns_dir: bool,
@@ -78,9 +84,17 @@ impl State {
             routers: Vec::new(),
             cut: Vec::new(),
             detached: Vec::new(),
+            nat: BTreeMap::new(),
+            relays: false,
             made_netns_dir: false,
             processes: BTreeMap::new(),
         }
+    }
+
+    /// What the gateway of a cluster or a host does to addresses.
+    #[must_use]
+    pub fn nat(&self, name: &str) -> Nat {
+        self.nat.get(name).copied().unwrap_or_default()
     }
 
     /// Reads the state of an instance; `None` if it has none.
@@ -194,6 +208,7 @@ mod tests {
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
             light: vec![],
+            hosts: vec![],
         };
         let mut state = State::new(plan);
         state.shut_doors.push("a".into());

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    cluster, headscale,
+    cluster, headscale, host,
     peers::{Peers, Versions},
-    plan::{API_SERVICE, ECHO_SERVICE, LAN, NODE_ADDRESS, POD_NETWORK, Person, SERVICE_NETWORK},
+    plan::{API_SERVICE, ECHO_SERVICE, LAN, NODE_ADDRESS, Nat, POD_NETWORK, Person, SERVICE_NETWORK},
     process::is_alive,
     state::State,
 };
@@ -28,6 +28,10 @@ pub struct Status {
     pub person: PersonFiles,
     /// The clusters.
     pub clusters: Vec<Cluster>,
+    /// The client hosts.
+    pub hosts: Vec<ClientHost>,
+    /// The standalone relays, by process.
+    pub relays: BTreeMap<String, Relay>,
     /// The programs of the peers, by family.
     pub programs: BTreeMap<String, PathBuf>,
 }
@@ -83,6 +87,38 @@ pub struct Process {
     pub log: PathBuf,
 }
 
+/// A client host.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientHost {
+    /// Its name.
+    pub name: String,
+    /// Its network namespace.
+    pub namespace: String,
+    /// Network namespace of its gateway.
+    pub gateway_namespace: String,
+    /// The gateway's address on the bridge.
+    pub outer: Ipv4Addr,
+    /// What the gateway does to addresses.
+    pub nat: Nat,
+    /// The link between the gateway and the internet, if there is one.
+    pub link: Option<Process>,
+}
+
+/// A standalone relay.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relay {
+    /// Its address on the bridge.
+    pub address: Ipv4Addr,
+    /// Its region's number in the map of relays.
+    pub region: u16,
+    /// Whether it is cut off from everybody.
+    pub cut: bool,
+    /// Its process.
+    pub process: Process,
+}
+
 /// A cluster.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -101,6 +137,8 @@ pub struct Cluster {
     pub cut: Vec<String>,
     /// Its routers that are cut off from it.
     pub detached: Vec<String>,
+    /// What its gateway does to addresses.
+    pub nat: Nat,
     /// Where the door is: `ADDRESS:PORT` of the gateway.
     pub door: String,
     /// The user's kubeconfig, by the door.
@@ -147,6 +185,7 @@ pub(crate) fn status(state: &State) -> Status {
             ready: cluster::is_ready(&peers, &c),
             door_open: !state.shut_doors.contains(&c.id),
             udp_blocked: state.udp_blocked.contains(&c.id),
+            nat: state.nat(&c.id),
             cut: of_cluster(&state.cut, &c.id),
             detached: of_cluster(&state.detached, &c.id),
             door: format!("{}:{}", c.outer, crate::plan::API_PORT),
@@ -168,7 +207,30 @@ pub(crate) fn status(state: &State) -> Status {
             id: c.id,
         })
         .collect();
+    let hosts = plan
+        .all_hosts()
+        .into_iter()
+        .map(|host| ClientHost {
+            nat: state.nat(&host.name),
+            link: host::spec(plan, &host).map(|spec| process(&spec.name)),
+            name: host.name,
+            namespace: host.behind.host_ns,
+            gateway_namespace: host.behind.gateway_ns,
+            outer: host.behind.outer,
+        })
+        .collect();
+    let relays = plan
+        .relays()
+        .into_iter()
+        .filter(|_| state.relays)
+        .map(|r| {
+            let (cut, process) = (state.cut.contains(&r.process), process(&r.process));
+            (r.process, Relay { address: r.address, region: r.region, cut, process })
+        })
+        .collect();
     Status {
+        hosts,
+        relays,
         instance: plan.instance.to_string(),
         versions: state.versions.clone(),
         bridge: Bridge { name: plan.bridge_name(), address: plan.host_address(), network: plan.network_cidr() },
@@ -185,6 +247,11 @@ pub(crate) fn status(state: &State) -> Status {
     }
 }
 
+fn nat_word(nat: Nat) -> String {
+    use clap::ValueEnum;
+    nat.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// The processes of a cluster on a list.
 fn of_cluster(list: &[String], cluster: &str) -> Vec<String> {
     list.iter().filter(|name| name.split_once('/').is_some_and(|(of, _)| of == cluster)).cloned().collect()
@@ -194,7 +261,10 @@ impl Status {
     /// Whether everything that should run runs.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.headscale.process.alive && self.clusters.iter().all(|c| c.ready && c.processes.values().all(|p| p.alive))
+        self.headscale.process.alive
+            && self.clusters.iter().all(|c| c.ready && c.processes.values().all(|p| p.alive))
+            && self.hosts.iter().all(|host| host.link.as_ref().is_none_or(|link| link.alive))
+            && self.relays.values().all(|relay| relay.process.alive)
     }
 
     /// The text for people.
@@ -219,6 +289,9 @@ impl Status {
             if cluster.udp_blocked {
                 said.push("UDP blocked".into());
             }
+            if cluster.nat != Nat::default() {
+                said.push(format!("NAT {}", nat_word(cluster.nat)));
+            }
             said.extend(cluster.cut.iter().map(|router| format!("{router} is cut")));
             said.extend(cluster.detached.iter().map(|router| format!("{router} is detached")));
             said.extend(
@@ -226,6 +299,14 @@ impl Status {
             );
             line(&format!("cluster {}", cluster.id), &said.join(", "));
             line(&format!("cluster {} kubeconfig", cluster.id), &cluster.kubeconfig.display().to_string());
+        }
+        for (name, relay) in &self.relays {
+            let cut = if relay.cut { ", cut" } else { "" };
+            line(&format!("relay {name}"), &format!("{} ({}{cut})", relay.address, word(relay.process.alive)));
+        }
+        for host in &self.hosts {
+            let link = host.link.as_ref().map_or(String::new(), |link| format!(", link {}", word(link.alive)));
+            line(&format!("host {}", host.name), &format!("behind {} (NAT {}){link}", host.outer, nat_word(host.nat)));
         }
         out
     }

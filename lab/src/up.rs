@@ -11,10 +11,10 @@ use crate::{
     cluster::{self, Work},
     command::PATH,
     error::LabError,
-    files, headscale, images, net,
+    files, headscale, host, images, net,
     peers::{self, Peers, Versions, WantedVersions},
     plan::{Instance, Person, Plan, free_bridge},
-    process,
+    process, relay,
     state::{Lock, State, StateFile, root},
     talk::Talk,
 };
@@ -53,6 +53,8 @@ pub struct Wanted {
     pub clusters: Option<Vec<String>>,
     /// Whether those that are new are light: etcd and API server, nothing that runs pods.
     pub light: bool,
+    /// Whether standalone relays run beside Headscale's own; those that do stay.
+    pub relays: bool,
     /// Which versions it runs.
     pub versions: WantedVersions,
 }
@@ -85,7 +87,7 @@ pub fn up(instance: &Instance, wanted: Wanted, talk: &Talk) -> Result<State, Lab
     let _held = Lock::instance(instance, Some(talk))?;
     let state = decide(instance, wanted, versions, &peers)?;
     let known = state.get();
-    let plan = known.plan;
+    let plan = &known.plan;
     let clusters = plan.all_clusters();
     let images = clusters.iter().any(|c| !c.light).then(|| images::make(&peers, &known.versions)).transpose()?;
     files::folder(&plan.instance.data_dir(), 0o711)?;
@@ -93,8 +95,8 @@ pub fn up(instance: &Instance, wanted: Wanted, talk: &Talk) -> Result<State, Lab
     files::folder(&plan.person_dir(), 0o700)?;
     std::os::unix::fs::chown(plan.person_dir(), Some(plan.person.uid), Some(plan.person.gid))
         .map_err(LabError::io("cannot give the user their folder"))?;
-    process::install_launcher(&plan)?;
-    net::ensure_bridge(&plan)?;
+    process::install_launcher(plan)?;
+    net::ensure_bridge(plan)?;
     cgroups.ensure(&plan.instance.cgroup())?;
 
     let work = Work { state: &state, cgroups: &cgroups, peers: &peers, talk };
@@ -102,9 +104,17 @@ pub fn up(instance: &Instance, wanted: Wanted, talk: &Talk) -> Result<State, Lab
     for cluster in &clusters {
         cluster::ground(work, cluster)?;
     }
+    for host in &plan.all_hosts() {
+        host::up(work, host)?;
+    }
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let mut all = vec![scope.spawn(|| headscale::up(&state, &cgroups, &peers, talk))];
+        let server = || {
+            headscale::up(&state, &cgroups, &peers, talk)?;
+            // Their certificate is its authority's.
+            if known.relays { plan.relays().iter().try_for_each(|relay| relay::up(work, relay)) } else { Ok(()) }
+        };
+        let mut all = vec![scope.spawn(server)];
         for _ in 0..AT_ONCE.max(cores()) {
             all.push(scope.spawn(|| {
                 while let Some(cluster) = clusters.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -127,7 +137,7 @@ fn cores() -> usize {
 
 /// Takes the plan that is there, extended by new clusters, or makes one; on disk before anything else.
 fn decide(instance: &Instance, wanted: Wanted, versions: Versions, peers: &Peers) -> Result<StateFile, LabError> {
-    let Wanted { clusters, light, .. } = wanted;
+    let Wanted { clusters, light, relays, .. } = wanted;
     // Two instances must not choose the same bridge.
     let _choosing = Lock::folder(&root(), None)?;
     let mut state = if let Some(mut known) = State::load(instance)? {
@@ -158,9 +168,11 @@ fn decide(instance: &Instance, wanted: Wanted, versions: Versions, peers: &Peers
         })?;
         let clusters = clusters.unwrap_or_else(|| vec!["a".into(), "b".into()]);
         let light = if light { clusters.clone() } else { vec![] };
-        let plan = Plan { instance: instance.clone(), bridge, network, person: Person::from_env(), clusters, light };
+        let person = Person::from_env();
+        let plan = Plan { instance: instance.clone(), bridge, network, person, clusters, light, hosts: vec![] };
         State { made_netns_dir: !Path::new("/run/netns").exists(), ..State::new(plan) }
     };
+    state.relays |= relays;
     state.versions = versions;
     state.peers.clone_from(&peers.0);
     StateFile::create(state)

@@ -14,8 +14,12 @@ mod fleet;
 #[path = "wide/light.rs"]
 #[expect(dead_code, reason = "shared with the wide tests, which use the rest of it")]
 mod light;
+#[path = "paths/link.rs"]
+mod link;
 #[path = "paths/member.rs"]
 mod member;
+#[path = "paths/nat.rs"]
+mod nat;
 #[path = "paths/routers.rs"]
 mod routers;
 #[path = "paths/site.rs"]

@@ -214,6 +214,7 @@ mod tests {
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into(), "b".into()],
             light: vec!["a".into(), "b".into()],
+            hosts: vec![],
         })
     }
 

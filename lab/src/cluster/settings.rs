@@ -284,6 +284,7 @@ mod tests {
             person: Person { uid: 1000, gid: 1000 },
             clusters: vec!["a".into()],
             light: vec![],
+            hosts: vec![],
         };
         plan.cluster("a").expect("it is there")
     }
