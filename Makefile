@@ -59,7 +59,7 @@ lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of thei
 	@scripts/lab-matrix.sh
 
 lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
-	@scripts/lab-wide.sh '/^(routers|link|nat)::/'
+	@scripts/lab-wide.sh '/^(fail_over|link|moved|nat|routers)::/'
 
 bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
 	@scripts/bench.sh $(ARGS)

@@ -18,6 +18,8 @@ mod light;
 mod link;
 #[path = "paths/member.rs"]
 mod member;
+#[path = "paths/moved.rs"]
+mod moved;
 #[path = "paths/nat.rs"]
 mod nat;
 #[path = "paths/routers.rs"]

@@ -97,8 +97,12 @@ impl Engine {
         let control = Shard::spawn("tailnet-control")?;
         let (next, cancel) = (AtomicUsize::new(0), CancellationToken::new());
         let (told, machine) = watch::channel(Machine::default());
-        // It ends with its listeners: this engine and the connectors.
-        control.submit(Box::new(move || Box::pin(machine::watch(told))))?;
+        let stopped = cancel.clone();
+        control.submit(Box::new(move || {
+            Box::pin(async move {
+                stopped.run_until_cancelled(machine::watch(told)).await;
+            })
+        }))?;
         Ok(Arc::new(Self { config, shards, control, next, trust: tls::Shared::default(), machine, cancel }))
     }
 }
@@ -204,4 +208,20 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 fn system(error: &dyn fmt::Display) -> ConnectorError {
     ConnectorError::System { why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_dropped_has_ended() {
+        let engine = Engine::new(EngineConfig::default()).expect("threads");
+        let (ended, told) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            drop(engine);
+            ended.send(())
+        });
+        told.recv_timeout(std::time::Duration::from_secs(10)).expect("its threads end with it");
+    }
 }

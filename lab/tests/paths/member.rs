@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guildnet_model::{Connector, ConnectorSnapshot, ConnectorSpec, DialError, Io, Secret, StartConnector as _, Target};
+use guildnet_model::{
+    Connector, ConnectorSnapshot, ConnectorSpec, DialError, Io, PathKind, Secret, StartConnector as _, Target,
+};
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -54,6 +56,11 @@ impl Member {
 
     pub(crate) async fn snapshot(&self) -> ConnectorSnapshot {
         self.connector.snapshot().await
+    }
+
+    /// Whether packets go straight to one of the cluster's routers.
+    pub(crate) async fn is_direct(&self) -> bool {
+        self.snapshot().await.peers.iter().any(|peer| peer.trusted && peer.path == PathKind::Direct)
     }
 
     /// Dials the cluster's echo.
