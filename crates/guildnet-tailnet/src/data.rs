@@ -14,6 +14,7 @@ mod peers;
 mod race;
 mod relays;
 mod report;
+mod rtts;
 
 use std::{
     cell::RefCell,
@@ -398,7 +399,7 @@ impl Node {
 
     fn on_relay(&mut self, event: RelayEvent, work: &mut Work, now: Instant) {
         match event {
-            RelayEvent::Packet { data } => self.on_datagram(ingress::Source::Relay, &data, work, now),
+            RelayEvent::Packet { from, data } => self.on_datagram(ingress::Source::Relay(from), &data, work, now),
             RelayEvent::Connected { region } => {
                 self.changed = true;
                 self.relays.on_connected(region);

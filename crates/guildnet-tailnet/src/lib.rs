@@ -5,6 +5,7 @@
 //! network interfaces, and nothing knows about Kubernetes or Headscale's administration.
 
 mod backoff;
+mod quote;
 
 // Control side.
 mod control;

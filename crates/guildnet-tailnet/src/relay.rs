@@ -5,7 +5,14 @@
 
 mod frame;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use crypto_box::{
@@ -19,7 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +36,7 @@ use self::frame::{Frame, FrameError, FrameReader};
 use crate::{
     backoff::Backoff,
     netmap::{Key, Relay},
+    quote,
     state::{Identity, public},
     tls,
 };
@@ -38,8 +46,17 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// How long a relay may be silent: it sends a keep-alive every 60 s and some jitter; twice that is a missed one
 /// (tailscale `derp/derp.go`, `KeepAlive`).
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
-/// How long a write may be stuck before the connection counts as dead.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// How long nothing may come after packets were sent before the relay is asked whether it lives. Most of what is sent is
+/// answered, so a relay that works is hardly ever asked.
+const PING_AFTER: Duration = Duration::from_secs(5);
+/// How long the answer may take. A relay that is cut off or frozen while it is used is noticed after 10 s at the latest, and
+/// not after [`SILENCE_LIMIT`].
+const PONG_LIMIT: Duration = Duration::from_secs(5);
+/// How long a write may be stuck before the connection counts as dead: as long as a relay that accepts all and answers nothing
+/// is believed.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// How often the log repeats that a relay reports a problem.
+const HEALTH_PAUSE: Duration = Duration::from_secs(60);
 /// Packets that are written at once.
 const BATCH: usize = 64;
 /// Pongs that wait to be written; a relay pings rarely.
@@ -57,8 +74,10 @@ pub(crate) enum RelayEvent {
         /// The relay.
         region: u16,
     },
-    /// A packet from a peer. Whose it is, WireGuard and disco find out; the relay's word is not taken.
+    /// A packet from a peer.
     Packet {
+        /// The node key of the connection from which the relay has it: the relay's word, no proof.
+        from: Key,
         /// The packet.
         data: Bytes,
     },
@@ -81,41 +100,50 @@ enum End {
     Stopped,
 }
 
+/// What a relay connection works with.
+pub(crate) struct Connection {
+    /// The relay.
+    pub(crate) relay: Relay,
+    /// Who introduces itself.
+    pub(crate) identity: Arc<Identity>,
+    /// Trusted roots.
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    /// Packets for peers; bounded by its maker.
+    pub(crate) outgoing: mpsc::Receiver<(Key, Bytes)>,
+    /// What is told.
+    pub(crate) events: mpsc::Sender<RelayEvent>,
+    /// Whether this is the home relay, where peers look for this node; the relay is told when it changes.
+    pub(crate) preferred: watch::Receiver<bool>,
+    /// Counts packets that were skipped since they are larger than any for us.
+    pub(crate) skipped: Arc<AtomicU64>,
+}
+
 /// Keeps a connection to one relay until `cancel`, or until one of the channels is closed. Never gives up: failed attempts
 /// are repeated after 1 s to 60 s with jitter.
 ///
-/// `outgoing` is bounded by its maker. What waits in it while the first connection is made is sent; what comes between two
-/// attempts is dropped. `preferred`: whether this is the home relay, where peers look for this node.
+/// What waits to be sent while the first connection is made is sent; what comes between two attempts is dropped.
 ///
 /// # Cancellation
 /// By `cancel`; the connection is closed when this returns.
-pub(crate) async fn run(
-    relay: Relay,
-    identity: Arc<Identity>,
-    tls: Arc<rustls::ClientConfig>,
-    mut outgoing: mpsc::Receiver<(Key, Bytes)>,
-    events: mpsc::Sender<RelayEvent>,
-    preferred: bool,
-    cancel: CancellationToken,
-) {
-    let region = relay.region;
-    let mut node = identity.watch_node();
+pub(crate) async fn run(mut connection: Connection, cancel: CancellationToken) {
+    let region = connection.relay.region;
+    let mut node = connection.identity.watch_node();
     let mut backoff = Backoff::default();
+    let mut health = Health::default();
     loop {
         let mut connected_at = None;
         let attempt = async {
             let me = node.borrow_and_update().clone();
-            let opening = async {
-                let io = open(&tls, &relay).await?;
-                introduce(io, &me, preferred).await
-            };
+            let relay = &connection.relay;
+            let preferred = *connection.preferred.borrow_and_update();
+            let opening = async { introduce(open(&connection.tls, relay).await?, &me, preferred).await };
             let (reader, writer) = match timeout(CONNECT_LIMIT, opening).await {
                 Ok(opened) => opened.map_err(End::Broken)?,
                 Err(_) => return Err(End::Broken(format!("{} did not answer within {CONNECT_LIMIT:?}", relay.host))),
             };
             connected_at = Some(Instant::now());
-            events.send(RelayEvent::Connected { region }).await.map_err(|_| End::Stopped)?;
-            pass(region, reader, writer, &mut outgoing, &events, &mut node).await
+            connection.events.send(RelayEvent::Connected { region }).await.map_err(|_| End::Stopped)?;
+            pass(reader, writer, &mut connection, &mut node, &mut health).await
         };
         let end = tokio::select! {
             () = cancel.cancelled() => return,
@@ -125,7 +153,7 @@ pub(crate) async fn run(
             Ok(never) => match never {},
             Err(End::Stopped) => return,
             Err(End::Rekeyed) => continue,
-            Err(End::Broken(why)) => why,
+            Err(End::Broken(why)) => quote::line(&why),
         };
         if connected_at.is_some_and(|at: Instant| at.elapsed() >= SOUND_CONNECTION) {
             backoff.reset();
@@ -133,7 +161,7 @@ pub(crate) async fn run(
         let retry_in = backoff.next();
         let told = tokio::select! {
             () = cancel.cancelled() => return,
-            told = events.send(RelayEvent::Down { region, why }) => told,
+            told = connection.events.send(RelayEvent::Down { region, why }) => told,
         };
         if told.is_err() {
             return;
@@ -142,7 +170,7 @@ pub(crate) async fn run(
             () = cancel.cancelled() => return,
             () = sleep(retry_in) => {}
             // Packets are worthless when they are seconds late.
-            () = async { while outgoing.recv().await.is_some() {} } => return,
+            () = async { while connection.outgoing.recv().await.is_some() {} } => return,
         }
     }
 }
@@ -221,56 +249,141 @@ where
 
 /// Passes packets until something ends the connection.
 async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    region: u16,
     reader: FrameReader<R>,
     writer: W,
-    outgoing: &mut mpsc::Receiver<(Key, Bytes)>,
-    events: &mpsc::Sender<RelayEvent>,
+    connection: &mut Connection,
     node: &mut watch::Receiver<Arc<NodeKeyPair>>,
-) -> Result<std::convert::Infallible, End> {
-    // Reading and writing side by side: a relay that does not read must not keep us from reading.
+    health: &mut Health,
+) -> Result<Infallible, End> {
+    let Connection { relay, outgoing, events, preferred, skipped, .. } = connection;
     let (pongs, to_answer) = mpsc::channel(PONGS);
+    let heard = AtomicU64::new(0);
+    let receiving = Receiving { region: relay.region, events, pongs, skipped, heard: &heard, health };
     let rekeyed = async {
         match node.changed().await {
             Ok(()) => End::Rekeyed,
             Err(_) => End::Stopped,
         }
     };
+    // Reading and writing side by side: a relay that does not read must not keep us from reading. Reading first: after a pause
+    // of the whole process an answer may lie there while its time is over.
     tokio::select! {
-        end = receive(region, reader, events, pongs) => end,
-        end = send(writer, outgoing, to_answer) => end,
+        biased;
+        end = receiving.run(reader) => end,
+        end = send(writer, outgoing, to_answer, preferred, &heard) => end,
         end = rekeyed => Err(end),
     }
 }
 
-async fn receive<R: AsyncRead + Unpin>(
+/// The reading side of a connection.
+struct Receiving<'a> {
     region: u16,
-    mut reader: FrameReader<R>,
-    events: &mpsc::Sender<RelayEvent>,
+    events: &'a mpsc::Sender<RelayEvent>,
     pongs: mpsc::Sender<[u8; 8]>,
-) -> Result<std::convert::Infallible, End> {
-    loop {
-        let frame = timeout(SILENCE_LIMIT, reader.next())
-            .await
-            .map_err(|_| End::Broken(format!("the relay was silent for {SILENCE_LIMIT:?}")))?
-            .map_err(|e| End::Broken(e.to_string()))?;
-        let event = match frame {
-            Frame::Packet(data) => RelayEvent::Packet { data },
-            Frame::Ping(payload) => {
-                // A flood of pings gets fewer pongs.
-                let _ = pongs.try_send(payload);
-                continue;
-            }
-            Frame::Health(problem) => {
-                if !problem.is_empty() {
-                    tracing::warn!(region, problem, "the relay reports a problem with this connection");
+    skipped: &'a AtomicU64,
+    /// Counts frames: as long as it moves, the relay lives.
+    heard: &'a AtomicU64,
+    health: &'a mut Health,
+}
+
+impl Receiving<'_> {
+    async fn run<R: AsyncRead + Unpin>(self, mut reader: FrameReader<R>) -> Result<Infallible, End> {
+        loop {
+            let frame = timeout(SILENCE_LIMIT, reader.next())
+                .await
+                .map_err(|_| End::Broken(format!("the relay was silent for {SILENCE_LIMIT:?}")))?
+                .map_err(|e| End::Broken(e.to_string()))?;
+            self.heard.fetch_add(1, Ordering::Relaxed);
+            match frame {
+                Frame::Packet { from, data } => {
+                    self.events.send(RelayEvent::Packet { from, data }).await.map_err(|_| End::Stopped)?;
                 }
-                continue;
+                Frame::LargePacket => {
+                    self.skipped.fetch_add(1, Ordering::Relaxed);
+                }
+                // A flood of pings gets fewer pongs.
+                Frame::Ping(payload) => drop(self.pongs.try_send(payload)),
+                Frame::Health(problem) => {
+                    if !problem.is_empty() && self.health.is_due(Instant::now()) {
+                        tracing::warn!(
+                            region = self.region,
+                            problem,
+                            "the relay reports a problem with this connection"
+                        );
+                    }
+                }
+                Frame::Restarting => return Err(End::Broken("the relay restarts".into())),
+                Frame::KeepAlive | Frame::Other(_) | Frame::ServerInfo { .. } | Frame::ServerKey(_) => {}
             }
-            Frame::Restarting => return Err(End::Broken("the relay restarts".into())),
-            Frame::KeepAlive | Frame::Other(_) | Frame::ServerInfo { .. } | Frame::ServerKey(_) => continue,
-        };
-        events.send(event).await.map_err(|_| End::Stopped)?;
+        }
+    }
+}
+
+/// When the log last said that the relay reports a problem; outlives a connection.
+#[derive(Debug, Default)]
+struct Health(Option<Instant>);
+
+impl Health {
+    /// Whether it may be said (again).
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.0.is_none_or(|at| now.duration_since(at) >= HEALTH_PAUSE);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
+/// Finds out whether the relay still lives while packets are sent to it. Pure: `heard` is how many frames have come so far.
+#[derive(Debug, Default)]
+enum Life {
+    /// Nothing was sent since something came.
+    #[default]
+    Unasked,
+    /// Packets were sent; nothing has come since there were `heard` frames.
+    Waiting { heard: u64, until: Instant },
+    /// It was pinged, and nothing has come since.
+    Pinged { heard: u64, until: Instant },
+}
+
+/// What is to be done for it.
+#[derive(Debug, PartialEq, Eq)]
+enum Care {
+    Nothing,
+    Ping,
+    GiveUp,
+}
+
+impl Life {
+    /// Packets were sent.
+    fn on_sent(&mut self, now: Instant, heard: u64) {
+        if matches!(self, Self::Unasked) {
+            *self = Self::Waiting { heard, until: now + PING_AFTER };
+        }
+    }
+
+    /// When to look again.
+    const fn next(&self) -> Option<Instant> {
+        match self {
+            Self::Unasked => None,
+            Self::Waiting { until, .. } | Self::Pinged { until, .. } => Some(*until),
+        }
+    }
+
+    /// Looks, at the time that [`Life::next`] gave.
+    fn on_due(&mut self, now: Instant, heard_by_now: u64) -> Care {
+        match *self {
+            Self::Waiting { heard, .. } if heard == heard_by_now => {
+                *self = Self::Pinged { heard, until: now + PONG_LIMIT };
+                Care::Ping
+            }
+            Self::Pinged { heard, .. } if heard == heard_by_now => Care::GiveUp,
+            // Anything that came is an answer. What was sent after it is looked after from the next packet on.
+            _ => {
+                *self = Self::Unasked;
+                Care::Nothing
+            }
+        }
     }
 }
 
@@ -278,10 +391,14 @@ async fn send<W: AsyncWrite + Unpin>(
     mut writer: W,
     outgoing: &mut mpsc::Receiver<(Key, Bytes)>,
     mut pongs: mpsc::Receiver<[u8; 8]>,
-) -> Result<std::convert::Infallible, End> {
+    preferred: &mut watch::Receiver<bool>,
+    heard: &AtomicU64,
+) -> Result<Infallible, End> {
     let mut batch = Vec::with_capacity(BATCH);
     let mut out = BytesMut::new();
+    let mut life = Life::default();
     loop {
+        let due = life.next();
         tokio::select! {
             count = outgoing.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
@@ -290,8 +407,19 @@ async fn send<W: AsyncWrite + Unpin>(
                 for (to, data) in batch.drain(..) {
                     frame::packet(&mut out, to, &data);
                 }
+                life.on_sent(Instant::now(), heard.load(Ordering::Relaxed));
             }
             Some(payload) = pongs.recv() => frame::pong(&mut out, payload),
+            Ok(()) = preferred.changed() => frame::note_preferred(&mut out, *preferred.borrow_and_update()),
+            () = async { match due { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
+                match life.on_due(Instant::now(), heard.load(Ordering::Relaxed)) {
+                    Care::Nothing => continue,
+                    Care::Ping => frame::ping(&mut out, rand::random()),
+                    Care::GiveUp => {
+                        return Err(End::Broken(format!("the relay did not answer a ping within {PONG_LIMIT:?}")));
+                    }
+                }
+            }
         }
         let write = async {
             writer.write_all(&out).await?;
@@ -363,6 +491,8 @@ mod tests {
     struct Client {
         outgoing: mpsc::Sender<(Key, Bytes)>,
         events: mpsc::Receiver<RelayEvent>,
+        preferred: watch::Sender<bool>,
+        skipped: Arc<AtomicU64>,
         task: tokio::task::JoinHandle<End>,
         /// Kept: a relay connection ends with its identity.
         _identity: Arc<Identity>,
@@ -370,20 +500,48 @@ mod tests {
 
     impl Client {
         fn start(io: DuplexStream, identity: &Arc<Identity>) -> Self {
-            let (outgoing, mut queue) = mpsc::channel(64);
+            let (outgoing, queue) = mpsc::channel(64);
             let (events_tx, events) = mpsc::channel(8);
+            let (preferred, watched) = watch::channel(true);
+            let skipped = Arc::new(AtomicU64::new(0));
             let (me, mut node) = (identity.node(), identity.watch_node());
+            let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate").cert.pem();
+            let mut connection = Connection {
+                relay: Relay {
+                    region: 7,
+                    name: String::new(),
+                    host: "relay.example".into(),
+                    port: 443,
+                    ipv4: None,
+                    stun_port: None,
+                },
+                identity: identity.clone(),
+                tls: tls::client_config(Some(&ca)).expect("a config"),
+                outgoing: queue,
+                events: events_tx,
+                preferred: watched,
+                skipped: skipped.clone(),
+            };
             let task = tokio::spawn(async move {
                 let (reader, writer) = match introduce(io, &me, true).await {
                     Ok(halves) => halves,
                     Err(why) => return End::Broken(why),
                 };
-                match pass(7, reader, writer, &mut queue, &events_tx, &mut node).await {
+                match pass(reader, writer, &mut connection, &mut node, &mut Health::default()).await {
                     Ok(never) => match never {},
                     Err(end) => end,
                 }
             });
-            Self { outgoing, events, task, _identity: identity.clone() }
+            Self { outgoing, events, preferred, skipped, task, _identity: identity.clone() }
+        }
+
+        /// A client that is introduced to its relay.
+        async fn introduced() -> (Self, FakeRelay) {
+            let (mut relay, io) = FakeRelay::new();
+            let client = Self::start(io, &Arc::new(Identity::ephemeral()));
+            relay.welcome().await;
+            relay.hear().await;
+            (client, relay)
         }
     }
 
@@ -400,14 +558,11 @@ mod tests {
 
     #[tokio::test]
     async fn packets_pass_in_both_directions_and_pings_are_answered() {
-        let (mut relay, io) = FakeRelay::new();
-        let mut client = Client::start(io, &Arc::new(Identity::ephemeral()));
-        relay.welcome().await;
-        relay.hear().await;
+        let (mut client, mut relay) = Client::introduced().await;
         relay.say(0x7f, &[b"of a newer protocol"]).await;
         relay.say(0x05, &[&PEER.0, b"hello"]).await;
         match client.events.recv().await.expect("an event") {
-            RelayEvent::Packet { data } => assert_eq!(data, &b"hello"[..]),
+            RelayEvent::Packet { from, data } => assert_eq!((from, &data[..]), (PEER, &b"hello"[..])),
             other => panic!("{other:?} is no packet"),
         }
         client.outgoing.send((PEER, Bytes::from_static(b"there"))).await.expect("room");
@@ -452,5 +607,70 @@ mod tests {
         relay.hear().await;
         identity.accepted(&identity.next_node().expect("kept nowhere")).expect("kept nowhere");
         assert_eq!(client.task.await.expect("no panic"), End::Rekeyed);
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_is_too_large_is_counted_and_the_next_one_comes() {
+        let (mut client, mut relay) = Client::introduced().await;
+        relay.say(0x05, &[&PEER.0, &[0; 60_000]]).await;
+        relay.say(0x05, &[&PEER.0, b"hello"]).await;
+        assert!(matches!(client.events.recv().await, Some(RelayEvent::Packet { data, .. }) if data == b"hello"[..]));
+        assert_eq!(client.skipped.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_becomes_home_or_no_longer_is_is_told() {
+        let (client, mut relay) = Client::introduced().await;
+        for preferred in [false, true] {
+            client.preferred.send_replace(preferred);
+            assert_eq!(relay.hear().await, (0x07, vec![u8::from(preferred)]));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_answers_nothing_is_pinged_and_given_up_within_ten_seconds() {
+        let (client, mut relay) = Client::introduced().await;
+        // Nothing is sent: silence means nothing.
+        sleep(Duration::from_secs(100)).await;
+        relay.say(0x06, &[]).await;
+        sleep(Duration::from_secs(60)).await;
+        let sent = Instant::now();
+        client.outgoing.send((PEER, Bytes::from_static(b"there"))).await.expect("room");
+        assert_eq!(relay.hear().await.0, 0x04);
+        let (kind, payload) = relay.hear().await;
+        assert_eq!((kind, payload.len(), sent.elapsed().as_secs()), (0x12, 8, 5));
+        assert_eq!(
+            client.task.await.expect("no panic"),
+            End::Broken("the relay did not answer a ping within 5s".into())
+        );
+        assert_eq!(sent.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_answers_pings_or_anything_is_kept() {
+        let (mut client, mut relay) = Client::introduced().await;
+        for _ in 0..20 {
+            client.outgoing.send((PEER, Bytes::from_static(b"there"))).await.expect("room");
+            assert_eq!(relay.hear().await.0, 0x04);
+            let (kind, payload) = relay.hear().await;
+            assert_eq!(kind, 0x12);
+            relay.say(0x13, &[&payload]).await;
+            sleep(Duration::from_secs(6)).await;
+        }
+        for _ in 0..20 {
+            client.outgoing.send((PEER, Bytes::from_static(b"there"))).await.expect("room");
+            assert_eq!(relay.hear().await.0, 0x04, "traffic is answer enough");
+            relay.say(0x05, &[&PEER.0, b"hello"]).await;
+            assert!(matches!(client.events.recv().await, Some(RelayEvent::Packet { .. })));
+            sleep(Duration::from_secs(4)).await;
+        }
+        assert!(!client.task.is_finished());
+    }
+
+    #[test]
+    fn a_problem_is_said_once_a_minute() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        let said = (0..300).filter(|second| health.is_due(start + Duration::from_secs(*second)));
+        assert_eq!(said.collect::<Vec<_>>(), [0, 60, 120, 180, 240]);
     }
 }

@@ -8,7 +8,9 @@ use std::{net::SocketAddr, time::Instant};
 use super::{Node, PLAIN, Work, flows::Tuple, peers::SlotId};
 use crate::{
     disco::{self, Message},
-    flow, stun,
+    flow,
+    netmap::Key,
+    stun,
     wg::{self, Kind, Opened},
 };
 
@@ -17,8 +19,8 @@ use crate::{
 pub(super) enum Source {
     /// The socket.
     Direct(SocketAddr),
-    /// A relay. Who it says has sent it does not matter: disco and WireGuard prove that themselves.
-    Relay,
+    /// A relay, which has it from the connection of this node key. Disco and WireGuard prove themselves who has sent it.
+    Relay(Key),
 }
 
 impl Node {
@@ -38,7 +40,7 @@ impl Node {
     fn on_stun(&mut self, datagram: &[u8], now: Instant) {
         let Some(answer) = stun::parse(datagram) else { return };
         if let Some((region, rtt)) = self.locator.on_answer(answer, now) {
-            self.relays.on_rtt(region, rtt);
+            self.relays.on_rtt(region, rtt, now);
         }
         if self.report_addresses() {
             // Whoever looks for a path to us should know where we are now.
@@ -78,8 +80,11 @@ impl Node {
                     self.wake_relay_waiting();
                 }
             }
-            // Only the relay proves that the peer itself sends it now: a call that was recorded can't be replayed there.
-            (Message::Call { addrs }, Source::Relay) => slot.path.on_call(now, &addrs, &mut self.actions),
+            // Only the relay, where the peer has proved its node key, shows that the peer itself sends it now: nobody else can
+            // replay a call that was recorded (tailscale `wgengine/magicsock/magicsock.go`, `handleDiscoMessage`).
+            (Message::Call { addrs }, Source::Relay(from)) if from == slot.key => {
+                slot.path.on_call(now, &addrs, &mut self.actions);
+            }
             _ => self.dropped += 1,
         }
         self.act(id, now);
@@ -138,7 +143,7 @@ impl Node {
     fn admit(&mut self, source: Source, datagram: &[u8], work: &mut Work) -> Option<SlotId> {
         let from = match source {
             Source::Direct(from) => Some(from),
-            Source::Relay => None,
+            Source::Relay(_) => None,
         };
         match self.own.admit(from.map(|addr| addr.ip()), datagram, &mut work.plain) {
             Ok(()) => self.peers.by_node(self.own.initiator(datagram)?),

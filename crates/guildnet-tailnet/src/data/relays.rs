@@ -2,15 +2,23 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep_until,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::rtts::Rtts;
 use crate::{
     netmap::{Key, NetMap, Relay},
     relay::{self, RelayEvent},
@@ -38,11 +46,15 @@ const IDLE: Duration = Duration::from_secs(60);
 const HOME_PATIENCE: Duration = Duration::from_secs(5);
 /// A relay that failed as home is not chosen again for so long.
 const PENALTY: Duration = Duration::from_secs(60);
+/// How long a home that was moved to is not left for a nearer one: peers learn of each move by way of the server.
+const SETTLED: Duration = Duration::from_secs(300);
 
 /// One connection.
 struct Live {
     relay: Relay,
     outgoing: mpsc::Sender<(Key, Bytes)>,
+    /// Whether it is home; the relay is told.
+    preferred: watch::Sender<bool>,
     cancel: CancellationToken,
     connected: bool,
     down_since: Option<Instant>,
@@ -59,10 +71,16 @@ pub(super) struct Relays {
     known: Vec<Relay>,
     live: HashMap<u16, Live>,
     home: Option<u16>,
-    rtts: HashMap<u16, Duration>,
+    /// When this node moved from one home to another the last time.
+    moved: Option<Instant>,
+    rtts: Rtts,
+    /// Whether something was observed since that may make another relay the better home.
+    observed: bool,
     failed: HashMap<u16, Instant>,
     /// A region whose queue is full and for which a flow waits.
     full: Option<u16>,
+    /// Packets that were skipped since no packet for us is so large.
+    skipped: Arc<AtomicU64>,
     events: mpsc::Sender<RelayEvent>,
     tasks: JoinSet<()>,
 }
@@ -76,9 +94,12 @@ impl Relays {
             known: Vec::new(),
             live: HashMap::new(),
             home: None,
-            rtts: HashMap::new(),
+            moved: None,
+            rtts: Rtts::default(),
+            observed: false,
             failed: HashMap::new(),
             full: None,
+            skipped: Arc::default(),
             events,
             tasks: JoinSet::new(),
         };
@@ -96,7 +117,14 @@ impl Relays {
             }
             keep
         });
-        self.home = self.home.filter(|home| known.iter().any(|relay| relay.region == *home));
+        let is_known = |region: u16| known.iter().any(|relay| relay.region == region);
+        self.home = self.home.filter(|home| is_known(*home));
+        self.rtts.keep(is_known);
+    }
+
+    /// Packets that relays were told to pass on to us and that are larger than any for us.
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
     }
 
     /// The home relay's region.
@@ -122,7 +150,8 @@ impl Relays {
         }
     }
 
-    /// Chooses a home if there is none or if the one of now is down for too long. Returns the new one's region.
+    /// Chooses a home if there is none, if the one of now is down for too long, or if another one is much nearer. Returns the
+    /// new one's region.
     ///
     /// First the one of the last run, so that peers find this node where they look; then the nearest by STUN; then the
     /// lowest number, so that all choose alike.
@@ -133,26 +162,60 @@ impl Relays {
             self.connect(home, now);
             let down = self.live.get(&home).and_then(|live| live.down_since);
             if down.is_none_or(|at| since(at) < HOME_PATIENCE) || map.relays.len() < 2 {
-                return None;
+                return self.move_nearer(home, now);
             }
             self.failed.insert(home, now);
         }
         self.failed.retain(|_, at| now.saturating_duration_since(*at) < PENALTY);
         let rank = |relay: &&Relay| {
             let region = relay.region;
-            let rtt = self.rtts.get(&region).copied().unwrap_or(Duration::MAX);
+            let rtt = self.rtts.best(region, now).unwrap_or(Duration::MAX);
             (self.failed.contains_key(&region), Some(region) != before, rtt, region)
         };
         let region = map.relays.iter().min_by_key(rank)?.region;
         if self.home == Some(region) {
             return None;
         }
-        self.home = Some(region);
-        self.connect(region, now);
+        self.set_home(region, now);
         Some(region)
     }
 
+    /// Moves to a relay that is much nearer than `home`, once it is connected: at every moment there is a home that works.
+    fn move_nearer(&mut self, home: u16, now: Instant) -> Option<u16> {
+        if !std::mem::take(&mut self.observed)
+            || self.moved.is_some_and(|at| now.saturating_duration_since(at) < SETTLED)
+        {
+            return None;
+        }
+        let others = self.known.iter().map(|relay| relay.region).filter(|region| *region != home);
+        let sound = others.filter(|region| self.live.get(region).is_none_or(|live| live.down_since.is_none()));
+        let nearer = self.rtts.nearer(home, sound, now)?;
+        if !self.live.get(&nearer).is_some_and(|live| live.connected) {
+            // Its connection is an observation.
+            self.connect(nearer, now);
+            return None;
+        }
+        self.set_home(nearer, now);
+        Some(nearer)
+    }
+
+    /// Makes a relay home, and tells both it and the one that was. The latter stays for those who look for this node there.
+    fn set_home(&mut self, region: u16, now: Instant) {
+        if let Some(old) = self.home.replace(region) {
+            self.moved = Some(now);
+            if let Some(live) = self.live.get_mut(&old) {
+                live.preferred.send_replace(false);
+                live.used = now;
+            }
+        }
+        self.connect(region, now);
+        if let Some(live) = self.live.get(&region) {
+            live.preferred.send_if_modified(|preferred| !std::mem::replace(preferred, true));
+        }
+    }
+
     pub(super) fn on_connected(&mut self, region: u16) {
+        self.observed = true;
         if let Some(live) = self.live.get_mut(&region) {
             live.connected = true;
             live.down_since = None;
@@ -168,8 +231,10 @@ impl Relays {
         }
     }
 
-    pub(super) fn on_rtt(&mut self, region: u16, rtt: Duration) {
-        self.rtts.insert(region, rtt);
+    /// A relay's STUN side has answered.
+    pub(super) fn on_rtt(&mut self, region: u16, rtt: Duration, now: Instant) {
+        self.rtts.add(region, rtt, now);
+        self.observed = true;
     }
 
     /// Whether a flow may put out packets for a peer of this region.
@@ -222,20 +287,21 @@ impl Relays {
         let Some(relay) = self.known.iter().find(|relay| relay.region == region).cloned() else { return };
         let (outgoing, waiting) = mpsc::channel(WAITING);
         let cancel = CancellationToken::new();
-        let is_home = self.home == Some(region);
-        let connection = relay::run(
-            relay.clone(),
-            self.identity.clone(),
-            self.tls.clone(),
-            waiting,
-            self.events.clone(),
-            is_home,
-            cancel.clone(),
-        );
-        self.tasks.spawn(connection.in_current_span());
+        let preferred = watch::Sender::new(self.home == Some(region));
+        let connection = relay::Connection {
+            relay: relay.clone(),
+            identity: self.identity.clone(),
+            tls: self.tls.clone(),
+            outgoing: waiting,
+            events: self.events.clone(),
+            preferred: preferred.subscribe(),
+            skipped: self.skipped.clone(),
+        };
+        self.tasks.spawn(relay::run(connection, cancel.clone()).in_current_span());
         let (connected, down_since, trouble) = (false, None, None);
         let (used, passed) = (now, now);
-        self.live.insert(region, Live { relay, outgoing, cancel, connected, down_since, trouble, used, passed });
+        let live = Live { relay, outgoing, preferred, cancel, connected, down_since, trouble, used, passed };
+        self.live.insert(region, live);
     }
 
     /// Leaves all connections and makes the home relay's anew: their way is gone.
@@ -286,5 +352,119 @@ impl Relays {
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a relay connection's task panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr};
+
+    use guildnet_model::NodeInfo;
+
+    use super::*;
+    use crate::{netmap::SelfNode, tls};
+
+    /// Relays of three regions at which nobody listens, and their map.
+    fn relays() -> (Relays, NetMap) {
+        let identity = Arc::new(Identity::ephemeral());
+        let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate").cert.pem();
+        let relay = |region| Relay {
+            region,
+            name: String::new(),
+            host: "relay.example".into(),
+            port: 1,
+            ipv4: Some(Ipv4Addr::LOCALHOST),
+            stun_port: None,
+        };
+        let node_key = identity.node_key();
+        let info = NodeInfo {
+            name: "me".into(),
+            id: 1,
+            addresses: vec![],
+            node_key: node_key.node_text(),
+            tags: vec![],
+            key_expiry: None,
+        };
+        let map = NetMap {
+            self_node: SelfNode { info, node_key, allowed: vec![], expired: false },
+            peers: BTreeMap::new(),
+            relays: [1, 2, 3].map(relay).into(),
+        };
+        let (mut relays, _) = Relays::new(identity, tls::client_config(Some(&ca)).expect("a config"));
+        relays.apply(&map);
+        (relays, map)
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Answers of all three.
+    fn measure(relays: &mut Relays, rtts: [u64; 3], now: Instant) {
+        for (region, rtt) in (1..).zip(rtts) {
+            relays.on_rtt(region, ms(rtt), now);
+        }
+    }
+
+    #[tokio::test]
+    async fn home_moves_to_the_nearest_relay_once_it_is_connected() {
+        let ((mut relays, map), now) = (relays(), Instant::now());
+        assert_eq!(relays.choose_home(&map, Some(2), now), Some(2), "where peers look");
+        relays.on_connected(2);
+        measure(&mut relays, [40, 50, 20], now);
+        assert_eq!(relays.choose_home(&map, Some(2), now), None, "the nearest is not connected yet");
+        assert_eq!(relays.connected_home(), Some(2));
+        relays.on_connected(3);
+        assert_eq!(relays.choose_home(&map, Some(2), now), Some(3));
+        assert_eq!(relays.connected_home(), Some(3));
+        assert!(relays.live.contains_key(&2), "peers still look there");
+        relays.stop().await;
+    }
+
+    #[tokio::test]
+    async fn home_stays_for_minutes_where_it_moved_to() {
+        let ((mut relays, map), start) = (relays(), Instant::now());
+        relays.choose_home(&map, None, start);
+        (1..=3).for_each(|region| relays.connect(region, start));
+        (1..=3).for_each(|region| relays.on_connected(region));
+        measure(&mut relays, [90, 20, 80], start);
+        assert_eq!(relays.choose_home(&map, None, start), Some(2));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        measure(&mut relays, [90, 20, 1], at(200));
+        assert_eq!(relays.choose_home(&map, None, at(200)), None);
+        measure(&mut relays, [90, 20, 1], at(299));
+        assert_eq!(relays.choose_home(&map, None, at(299)), None);
+        measure(&mut relays, [90, 20, 1], at(301));
+        assert_eq!(relays.choose_home(&map, None, at(301)), Some(3));
+        relays.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_can_not_be_connected_is_no_home_however_near() {
+        let ((mut relays, map), now) = (relays(), Instant::now());
+        relays.choose_home(&map, None, now);
+        relays.on_connected(1);
+        measure(&mut relays, [90, 80, 1], now);
+        assert_eq!(relays.choose_home(&map, None, now), None);
+        relays.on_down(3, "refused".into(), now);
+        measure(&mut relays, [90, 20, 1], now);
+        assert_eq!(relays.choose_home(&map, None, now), None);
+        relays.on_connected(2);
+        assert_eq!(relays.choose_home(&map, None, now), Some(2), "the next best");
+        relays.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_live_already_is_told_that_it_is_home_now() {
+        let ((mut relays, map), start) = (relays(), Instant::now());
+        relays.choose_home(&map, None, start);
+        relays.on_connected(1);
+        assert!(relays.send(Some(2), Key([9; 32]), Bytes::from_static(b"hello"), start));
+        let preferred = |relays: &Relays, region| *relays.live[&region].preferred.borrow();
+        assert_eq!((preferred(&relays, 1), preferred(&relays, 2)), (true, false));
+        relays.on_down(1, "gone".into(), start);
+        assert_eq!(relays.choose_home(&map, None, start + HOME_PATIENCE), Some(2));
+        assert_eq!((preferred(&relays, 1), preferred(&relays, 2)), (false, true));
+        relays.stop().await;
     }
 }

@@ -66,7 +66,7 @@ impl Node {
             peers: peers.map(|peer| self.peer_info(peer, now)).collect(),
             home_relay: self.relays.connected_home(),
             flows: self.flows.len(),
-            dropped_packets: self.dropped + self.link.failed(),
+            dropped_packets: self.dropped + self.link.failed() + self.relays.skipped(),
         }
     }
 
