@@ -22,11 +22,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{backoff::Backoff, netmap::NetMap, state::Identity};
+use crate::{backoff::Backoff, netmap::NetMap, quote, state::Identity};
 
 /// How long opening the connection may take: TCP, TLS, the server's key, the upgrade.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
-/// When a refused node asks again. Only a person can change the answer, and each try leaves a line in the server's log.
+/// When a refused node asks again, give or take a quarter. Only a person can change the answer, and each try leaves a line in
+/// the server's log; the jitter keeps the nodes that one server refuses from asking it all at once.
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// A session that lasted so long was a success: the next failure starts the backoff anew.
 const SOUND_SESSION: Duration = Duration::from_secs(10);
@@ -76,6 +77,18 @@ pub(crate) struct ControlConfig {
     pub(crate) auth_key: Option<Secret<String>>,
     /// The node's keys.
     pub(crate) identity: Arc<Identity>,
+}
+
+impl ControlConfig {
+    /// What is told of a failure. It may quote the server, and the server what it was asked: one short line without the preauth
+    /// key.
+    fn fit(&self, why: &str) -> String {
+        match self.auth_key.as_ref().map(|key| key.expose().trim()).filter(|key| !key.is_empty()) {
+            // Before it is cut: half a key is no longer known as one.
+            Some(key) => quote::line(&why.replace(key, "[the key]")),
+            None => quote::line(why),
+        }
+    }
 }
 
 /// Why a session ended.
@@ -128,7 +141,7 @@ pub(crate) async fn run(
                 backoff.reset();
                 continue;
             }
-            End::Refused(why) => (ControlEvent::NeedsKey { why }, REFUSED_RETRY),
+            End::Refused(why) => (ControlEvent::NeedsKey { why }, refused_wait()),
             End::Broken(why) => {
                 let retry_in = backoff.next();
                 (ControlEvent::Down { why, retry_in }, retry_in)
@@ -144,6 +157,10 @@ pub(crate) async fn run(
             () = sleep(wait) => {}
         }
     }
+}
+
+fn refused_wait() -> Duration {
+    REFUSED_RETRY.mul_f64(rand::random_range(0.75..=1.25))
 }
 
 /// Passes an event on; `false` if it is time to stop. A receiver that is busy stopping does not hold us up.
@@ -170,8 +187,11 @@ async fn attempt(
         Ok(()) = moved.changed() => return End::Moved,
         opened = opening => match opened {
             Ok(Ok(channel)) => channel,
-            Ok(Err(why)) => return End::Broken(why),
-            Err(_) => return End::Broken(format!("{} did not answer within {CONNECT_LIMIT:?}", config.login_server)),
+            Ok(Err(why)) => return End::Broken(config.fit(&why)),
+            Err(_) => {
+                let server = connect::place(&config.login_server);
+                return End::Broken(format!("{server} did not answer within {CONNECT_LIMIT:?}"));
+            }
         },
     };
     let talk = async |http| {
@@ -184,5 +204,61 @@ async fn attempt(
     match connect::with_http(channel, &config.login_server, talk).await {
         Ok(never) => match never {},
         Err(end) => end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls;
+
+    fn config(login_server: &str, auth_key: Option<&str>) -> ControlConfig {
+        let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate").cert.pem();
+        ControlConfig {
+            login_server: login_server.parse().expect("an address"),
+            tls: tls::client_config(Some(&ca)).expect("a config"),
+            hostname: "me".into(),
+            auth_key: auth_key.map(|key| Secret::new(key.to_owned())),
+            identity: Arc::new(Identity::ephemeral()),
+        }
+    }
+
+    #[tokio::test]
+    async fn of_the_servers_address_only_host_and_port_are_told() {
+        for (address, place) in [
+            ("http://me:pa55@127.0.0.1:1/p?token=t0p#s3cret", "127.0.0.1:1"),
+            ("https://me:pa55@127.0.0.1:1/p?token=t0p#s3cret", "127.0.0.1:1"),
+            ("https://me:pa55@[::1]:1/p?token=t0p#s3cret", "[::1]:1"),
+        ] {
+            let (events_tx, mut events) = mpsc::channel(8);
+            let (_reports, watched) = watch::channel(LocalReport::default());
+            let cancel = CancellationToken::new();
+            let running = tokio::spawn(run(config(address, None), watched, events_tx, cancel.clone()));
+            assert!(matches!(events.recv().await, Some(ControlEvent::Connecting)));
+            let Some(ControlEvent::Down { why, .. }) = events.recv().await else { panic!("another event") };
+            assert!(why.contains(place), "{why}");
+            assert!(!["me:", "pa55", "/p", "t0p", "s3cret"].iter().any(|secret| why.contains(secret)), "{why}");
+            cancel.cancel();
+            running.await.expect("no panic");
+        }
+    }
+
+    #[test]
+    fn a_key_is_replaced_before_a_failure_is_cut_and_none_is_no_key() {
+        let said = |why: &str, key| config("https://h", key).fit(why);
+        for filling in 280..310 {
+            let why = said(&format!("{}hskey-secret", "x".repeat(filling)), Some("hskey-secret\n"));
+            assert!(!why.contains("hskey"), "{why}");
+        }
+        assert_eq!(said("try\nlater", Some("")), "try later");
+        assert_eq!(said("try later", None), "try later");
+    }
+
+    #[test]
+    fn refused_nodes_do_not_ask_again_all_at_once() {
+        let mut waits: Vec<u64> = (0..100).map(|_| refused_wait().as_secs()).collect();
+        assert!(waits.iter().all(|seconds| (45..=75).contains(seconds)), "{waits:?}");
+        waits.sort_unstable();
+        assert!(waits[90] - waits[10] > 10, "{waits:?}");
     }
 }

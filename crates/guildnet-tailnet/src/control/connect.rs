@@ -46,12 +46,12 @@ const MAX_ANSWER: usize = 256 * 1024;
 /// A failed request to the control server.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HttpError {
-    /// The server answered with another status than 200; its own words follow.
-    #[error("{url}: {status}: {said}")]
-    Status { url: String, status: StatusCode, said: String },
+    /// The server answered with another status than 200; its own words follow, whatever they quote.
+    #[error("{server} answered {path} with {status}: {said}")]
+    Status { server: String, path: &'static str, status: StatusCode, said: String },
     /// The connection failed.
-    #[error("{url}: {why}")]
-    Io { url: String, why: String },
+    #[error("{server}, asked for {path}: {why}")]
+    Io { server: String, path: &'static str, why: String },
 }
 
 /// Reads an answer as it comes.
@@ -60,31 +60,32 @@ pub(super) type BodyReader = Box<dyn AsyncRead + Send + Unpin>;
 /// An open HTTP/2 connection to the control server.
 pub(super) struct Http {
     sender: http2::SendRequest<Full<Bytes>>,
-    base: Url,
+    /// The server's part of a request's address.
+    authority: String,
+    /// The server, for people.
+    server: String,
 }
 
 impl Http {
     /// Posts `body` as JSON; gives the answer once its head is there and says 200.
-    pub(super) async fn post(&self, path: &str, body: &impl Serialize) -> Result<BodyReader, HttpError> {
+    pub(super) async fn post(&self, path: &'static str, body: &impl Serialize) -> Result<BodyReader, HttpError> {
         let answer = BodyDataStream::new(self.send(path, body).await?);
         Ok(Box::new(StreamReader::new(answer.map_err(|e| io::Error::other(causes(&e))))))
     }
 
     /// Posts `body` as JSON; gives the whole answer.
-    pub(super) async fn ask(&self, path: &str, body: &impl Serialize) -> Result<Bytes, HttpError> {
+    pub(super) async fn ask(&self, path: &'static str, body: &impl Serialize) -> Result<Bytes, HttpError> {
         let answer = self.send(path, body).await?;
-        let url = || self.url(path).to_string();
-        collect(answer).await.map_err(|why| HttpError::Io { url: url(), why })
+        collect(answer).await.map_err(|why| HttpError::Io { server: self.server.clone(), path, why })
     }
 
-    async fn send(&self, path: &str, body: &impl Serialize) -> Result<Incoming, HttpError> {
-        let url = self.url(path);
-        let io = |why: String| HttpError::Io { url: url.to_string(), why };
+    async fn send(&self, path: &'static str, body: &impl Serialize) -> Result<Incoming, HttpError> {
+        let io = |why: String| HttpError::Io { server: self.server.clone(), path, why };
         // A body may hold the preauth key. The copy that goes out is wiped by nobody; this one is.
         let json = Zeroizing::new(serde_json::to_vec(body).map_err(|e| io(e.to_string()))?);
         let request = Request::builder()
             .method(Method::POST)
-            .uri(url.as_str())
+            .uri(format!("https://{}{path}", self.authority))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::copy_from_slice(&json)))
             .map_err(|e| io(e.to_string()))?;
@@ -93,16 +94,21 @@ impl Http {
         if status != StatusCode::OK {
             let said = collect(response.into_body()).await.unwrap_or_default();
             let said = String::from_utf8_lossy(&said).trim().to_owned();
-            return Err(HttpError::Status { url: url.to_string(), status, said });
+            return Err(HttpError::Status { server: self.server.clone(), path, status, said });
         }
         Ok(response.into_body())
     }
+}
 
-    fn url(&self, path: &str) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(path);
-        url
-    }
+/// The server as it is named to people: `HOST:PORT`. Whatever else an address may hold (a password, a query) is not shown.
+pub(super) fn place(server: &Url) -> String {
+    format!("{}:{}", server.host_str().unwrap_or("?"), server.port_or_known_default().unwrap_or(443))
+}
+
+/// The server as requests name it: without the port that goes without saying, and only the server.
+fn authority(server: &Url) -> String {
+    let host = server.host_str().unwrap_or_default();
+    server.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, String> {
@@ -129,16 +135,12 @@ pub(super) async fn channel(
     machine: &MachineKeyPair,
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, String> {
     if server.scheme() != "https" {
-        return Err(format!("{server} is not an https address"));
+        return Err(format!("the login server's address ({}) is not an https one", place(server)));
     }
-    let host = server.host_str().ok_or_else(|| format!("{server} names no host"))?;
+    let host = server.host_str().ok_or("the login server's address names no host")?;
     let port = server.port_or_known_default().unwrap_or(443);
     let io = TokioIo::new(tls::connect(tls, host, port, None).await?);
-    let authority = match server.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    let authority = HeaderValue::from_str(&authority).map_err(|_| format!("{host:?} is no host name"))?;
+    let authority = HeaderValue::from_str(&authority(server)).map_err(|_| format!("{host:?} is no host name"))?;
 
     let (mut sender, connection) =
         http1::handshake::<_, Full<Bytes>>(io).await.map_err(|e| format!("HTTP with {host} failed: {}", causes(&e)))?;
@@ -224,13 +226,15 @@ async fn skip_early_message<T: AsyncRead + AsyncWrite + Send + Unpin>(
 /// What `talk` gives, or that HTTP/2 could not begin.
 pub(super) async fn with_http<T, E: From<String>>(
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    base: &Url,
+    server: &Url,
     talk: impl AsyncFnOnce(Http) -> Result<T, E>,
 ) -> Result<T, E> {
     let tasks = Tasks::default();
     let begun = http2::handshake::<_, _, Full<Bytes>>(tasks.clone(), TokioIo::new(io)).await;
     let outcome = match begun {
-        Ok((sender, connection)) => tls::drive(connection, talk(Http { sender, base: base.clone() })).await,
+        Ok((sender, connection)) => {
+            tls::drive(connection, talk(Http { sender, authority: authority(server), server: place(server) })).await
+        }
         Err(e) => Err(E::from(format!("HTTP/2 could not begin: {}", causes(&e)))),
     };
     tasks.stop().await;

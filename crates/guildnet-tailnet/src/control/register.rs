@@ -42,6 +42,7 @@ pub(super) async fn register(http: &Http, config: &ControlConfig) -> Result<(), 
     }
     match call(http, config, &node, None, None).await {
         Err(End::Refused(why)) => {
+            let why = config.fit(&why);
             tracing::info!(why, "the server no longer accepts this node; joining again with the preauth key");
             let for_disk = identity.clone();
             let next = blocking(move || for_disk.next_node()).await?;
@@ -103,10 +104,7 @@ async fn call(
         .map_err(|e| End::Broken(e.to_string()))?;
     let answer: RegisterResponse = serde_json::from_slice(&answer)
         .map_err(|e| End::Broken(format!("the server's answer to the registration can't be read: {e}")))?;
-    judge(answer).map_err(|why| {
-        // The server's words are shown to people: they must not quote the key.
-        End::Refused(auth_key.map_or_else(|| why.clone(), |key| why.replace(key, "[the key]")))
-    })
+    judge(answer).map_err(End::Refused)
 }
 
 /// What an answer says: accepted, or refused and why.

@@ -49,7 +49,16 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     /// Runs until something ends it; never returns a success.
-    pub(super) async fn run(mut self, http: Http) -> Result<std::convert::Infallible, End> {
+    pub(super) async fn run(self, http: Http) -> Result<std::convert::Infallible, End> {
+        let config = self.config;
+        self.talk(http).await.map_err(|end| match end {
+            End::Refused(why) => End::Refused(config.fit(&why)),
+            End::Broken(why) => End::Broken(config.fit(&why)),
+            End::Stopped => End::Stopped,
+        })
+    }
+
+    async fn talk(mut self, http: Http) -> Result<std::convert::Infallible, End> {
         register(&http, self.config).await?;
         self.tell(ControlEvent::Registered).await?;
         self.follow(&http).await
@@ -70,18 +79,27 @@ impl Session<'_> {
         let mut check_at = Instant::now() + PRESENCE_CHECK;
         let mut telling: Option<Telling<'_>> = None;
         let mut reports_end = false;
+        let mut clock = None;
+        let mut expires = None;
+        let mut unread = 0;
         loop {
-            let expires = map.as_ref().and_then(expires_in).map(|left| Instant::now() + left);
             tokio::select! {
                 message = timeout_at(silent_since + SILENCE_LIMIT, reader.next()) => {
                     let message = message
                         .map_err(|_| End::Broken(format!("the server was silent for {SILENCE_LIMIT:?}")))?
                         .map_err(|e| End::Broken(e.to_string()))?;
                     silent_since = Instant::now();
-                    let update = MapResponse::parse(&message)
-                        .map_err(|e| End::Broken(format!("the server's map can't be read: {e}")))?
-                        .into_update();
-                    if let Some(map) = take(&mut map, update)? {
+                    let message = MapResponse::parse(&message)
+                        .map_err(|e| End::Broken(format!("the server's map can't be read: {e}")))?;
+                    clock = message.server_time().map(|time| (time, silent_since)).or(clock);
+                    let (update, bad) = message.into_update();
+                    if bad > unread {
+                        tracing::warn!(parts = bad, "parts of the server's map can't be read and are left out");
+                        unread = bad;
+                    }
+                    let news = take(&mut map, update)?;
+                    expires = map.as_ref().and_then(|map| expires_at(map, clock, silent_since, SystemTime::now()));
+                    if let Some(map) = news {
                         let regions = regions(&map);
                         *self.had_map = true;
                         self.tell(ControlEvent::Map(Arc::new(map))).await?;
@@ -178,10 +196,15 @@ fn regions(map: &NetMap) -> BTreeSet<u16> {
     map.relays.iter().map(|relay| relay.region).collect()
 }
 
-/// How long the node key is still valid, as the map says.
-fn expires_in(map: &NetMap) -> Option<Duration> {
-    let at = map.self_node.info.key_expiry?;
-    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+/// When the node key expires, by the server's clock: it told `clock.0` at `clock.1`. This machine's own clock (`own`, at `now`)
+/// may be wrong by days; without another one its word counts only for the time to come, since the server has accepted the
+/// key just now.
+fn expires_at(map: &NetMap, clock: Option<(SystemTime, Instant)>, now: Instant, own: SystemTime) -> Option<Instant> {
+    let expiry = map.self_node.info.key_expiry?;
+    match clock {
+        Some((time, at)) => at.checked_add(expiry.duration_since(time).unwrap_or_default()),
+        None => now.checked_add(expiry.duration_since(own).ok()?),
+    }
 }
 
 /// The report with a home relay: the wished one, else the one of before, else the lowest; only those in the map once that
@@ -196,18 +219,22 @@ fn choose_home(mut report: LocalReport, before: Option<u16>, known: Option<&BTre
 #[cfg(test)]
 mod tests {
     use guildnet_model::Secret;
+    use proptest::prelude::*;
     use serde_json::Value;
+    use ts_keys::ExportableKey as _;
     use url::Url;
 
     use super::*;
     use crate::{
-        control::{connect, fake::Server},
+        control::{connect, fake::Server, stream::StreamError},
         state::{Identity, public},
         tls,
     };
 
     /// A preauth key.
     const AUTH_KEY: &str = "hskey-auth-test";
+    /// With everything that must not be shown.
+    const LOGIN_SERVER: &str = "https://me:pa55@headscale.example/?token=query-secret#fragment-secret";
     /// Accepts a registration.
     const WELCOME: &str = r#"{"MachineAuthorized":true}"#;
     /// A map with a relay in region 7 and no peers.
@@ -228,7 +255,7 @@ mod tests {
         fn start(identity: Arc<Identity>, auth_key: Option<&str>, endpoints: &[&str]) -> (Self, Server) {
             let (server, io) = Server::start();
             let config = ControlConfig {
-                login_server: "https://headscale.example".parse::<Url>().expect("an address"),
+                login_server: LOGIN_SERVER.parse::<Url>().expect("an address"),
                 tls: tls::client_config(Some(&ca())).expect("a config"),
                 hostname: "me".into(),
                 auth_key: auth_key.map(|key| Secret::new(key.to_owned())),
@@ -314,6 +341,82 @@ mod tests {
         assert_eq!(node.end().await, End::Refused("[the key] is <expired>".into()));
     }
 
+    /// What is logged in this thread while it lives, at every level, libraries included.
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Log {
+        fn start(&self) -> tracing::subscriber::DefaultGuard {
+            let log = self.clone();
+            let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+            tracing::subscriber::set_default(lines.with_writer(move || log.clone()).finish())
+        }
+    }
+
+    #[tokio::test]
+    async fn no_secret_is_told_or_logged_whatever_the_server_echoes() {
+        let log = Log::default();
+        let _guard = log.start();
+        let mut ends = Vec::new();
+        let mut secrets: Vec<String> = [AUTH_KEY, "pa55", "query-secret", "fragment-secret"].map(str::to_owned).into();
+        // How the server answers the registration, or the map request behind it. The key also lies across the place of the cut.
+        type Answer = fn(crate::control::fake::Asked, &str);
+        let answers: [(bool, Answer); 7] = [
+            (false, |asked, echo| asked.answer_with(http::StatusCode::INTERNAL_SERVER_ERROR, echo)),
+            (false, |asked, echo| asked.answer(&serde_json::json!({ "Error": echo }).to_string())),
+            (false, |asked, echo| asked.answer(&serde_json::json!(echo).to_string())),
+            (false, |asked, echo| asked.answer(&serde_json::json!({ "MachineAuthorized": echo }).to_string())),
+            (false, |asked, echo| {
+                asked.answer(&serde_json::json!({ "NodeKeyExpired": true, "Error": echo }).to_string())
+            }),
+            (true, |asked, echo| asked.answer_with(http::StatusCode::FORBIDDEN, echo)),
+            (true, |asked, echo| {
+                let maps = asked.stream();
+                let map = serde_json::json!(echo).to_string();
+                tokio::spawn(async move { maps.send(&map).await });
+            }),
+        ];
+        for (at_map, answer) in answers {
+            for filling in [0, 150, 180, 200, 220, 240, 260, 280, 299, 100_000] {
+                let identity = if at_map { registered() } else { Arc::new(Identity::ephemeral()) };
+                let private = [identity.node().export().to_string(), identity.machine().export().to_string()];
+                secrets.extend(private.map(|key| key.split(':').next_back().expect("hex").to_owned()));
+                let (mut node, mut server) = Node::start(identity, Some(AUTH_KEY), &[]);
+                let mut asked = server.next().await;
+                if at_map {
+                    asked.answer(WELCOME);
+                    node.event().await;
+                    asked = server.next().await;
+                }
+                let echo = format!("{}{AUTH_KEY}\n{}", "x".repeat(filling), asked.body);
+                answer(asked, &echo);
+                ends.push(format!("{:?}", node.end().await));
+            }
+        }
+        let log = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+        assert!(log.contains("TRACE"), "the test sees nothing");
+        for end in &ends {
+            assert!(end.len() < 400, "{end}");
+        }
+        for secret in &secrets {
+            for (text, what) in ends.iter().map(|end| (end, "an end")).chain([(&log, "the log")]) {
+                let line = text.lines().find(|line| line.contains(secret.as_str()));
+                assert_eq!(line, None, "{secret} is in {what}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_removed_node_joins_again_with_a_new_node_key() {
         let identity = registered();
@@ -364,7 +467,7 @@ mod tests {
     async fn a_server_error_is_no_refusal() {
         let (mut node, mut server) = Node::start(registered(), Some(AUTH_KEY), &[]);
         server.next().await.answer_with(http::StatusCode::BAD_GATEWAY, "try later\n");
-        let why = "https://headscale.example/machine/register: 502 Bad Gateway: try later";
+        let why = "headscale.example:443 answered /machine/register with 502 Bad Gateway: try later";
         assert_eq!(node.end().await, End::Broken(why.into()));
     }
 
@@ -440,6 +543,170 @@ mod tests {
         let (mut node, _server, maps, _) = Node::following(&[]).await;
         maps.send(&FIRST_MAP.replace(r#""ID": 1"#, r#""ID": 1, "Expired": true"#)).await;
         assert_eq!(node.end().await, End::Broken("the server says that the node's key has expired".into()));
+    }
+
+    /// The first map with a key that expires in a year from 2026-01-01 on, and the server's clock.
+    fn expiring(server_time: &str) -> String {
+        FIRST_MAP.replace(r#""ID": 1"#, r#""ID": 1, "KeyExpiry": "2027-01-01T00:00:00Z""#).replacen(
+            '{',
+            &format!(r#"{{"ControlTime": "{server_time}","#),
+            1,
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_expires_by_the_servers_clock() {
+        let (mut node, mut server, maps, _) = Node::following(&[]).await;
+        let start = Instant::now();
+        // Far in this machine's future or past, whatever its clock says.
+        maps.send(&expiring("2026-12-31T23:59:00Z")).await;
+        node.map().await;
+        server.next().await.answer("");
+        assert_eq!(node.end().await, End::Broken("the node's key has expired".into()));
+        assert_eq!(start.elapsed().as_secs(), 60);
+    }
+
+    #[test]
+    fn a_wrong_clock_of_this_machine_does_not_end_an_accepted_key() {
+        let (update, _) = MapResponse::parse(expiring("2026-01-01T00:00:00Z").as_bytes()).expect("a map").into_update();
+        let map = NetMap::first(update).expect("it names this node");
+        let expiry = map.self_node.info.key_expiry.expect("it expires");
+        let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+        for own in [expiry - hour, expiry + 1000 * hour, SystemTime::UNIX_EPOCH] {
+            assert_eq!(expires_at(&map, Some((expiry - 2 * hour, now)), now + hour, own), Some(now + 2 * hour));
+        }
+        assert_eq!(expires_at(&map, Some((expiry + hour, now)), now, expiry - hour), Some(now), "the server says so");
+        assert_eq!(expires_at(&map, None, now, expiry - hour), Some(now + hour));
+        assert_eq!(expires_at(&map, None, now, expiry + hour), None, "it was accepted a moment ago");
+    }
+
+    #[tokio::test]
+    async fn a_map_with_bad_parts_is_followed_without_them() {
+        let (mut node, _server, maps, _) = Node::following(&[]).await;
+        let key = |byte: &str| format!("nodekey:{}", byte.repeat(32));
+        let peers = format!(
+            r#""Peers": [{{"ID": 2, "Key": "{}", "AllowedIPs": ["10.0.0.0/8", "10.0.0.0/99"]}}, {{"ID": "x"}}, {{"ID": 3, "Key": "{}"}}],"#,
+            key("02"),
+            key("03"),
+        );
+        let map = FIRST_MAP
+            .replacen('{', &format!("{{{peers}"), 1)
+            .replace(r#""ID": 1,"#, r#""ID": 1, "KeyExpiry": "never","#)
+            .replace(r#"{"7": {"#, r#"{"8": {"Nodes": [{"HostName": "b.example", "DERPPort": "x"}]}, "7": {"#);
+        maps.send(&map).await;
+        let map = node.map().await;
+        assert_eq!(map.peers.keys().copied().collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(map.peers[&2].allowed.len(), 1);
+        assert_eq!(regions(&map), [7].into());
+    }
+
+    /// Everything that the map stream knows, in two messages.
+    const SAMPLES: [&str; 2] = [
+        r#"{"ControlTime":"2026-01-01T00:00:00Z",
+            "Node":{"ID":1,"Name":"me.example.","Addresses":["100.64.0.1/32"],"KeyExpiry":"0001-01-01T00:00:00Z",
+                    "Key":"nodekey:0101010101010101010101010101010101010101010101010101010101010101"},
+            "DERPMap":{"Regions":{"7":{"RegionID":7,"RegionName":"A","Nodes":[{"HostName":"a.example","IPv4":"192.0.2.1","DERPPort":8443,"STUNPort":-1}]},"8":null}},
+            "Peers":[{"ID":2,"Name":"router.example.","Key":"nodekey:0202020202020202020202020202020202020202020202020202020202020202",
+                      "DiscoKey":"discokey:0303030303030303030303030303030303030303030303030303030303030303",
+                      "Addresses":["100.64.0.2/32"],"AllowedIPs":["100.64.0.2/32","10.96.0.0/16"],
+                      "Endpoints":["192.0.2.1:41641"],"HomeDERP":7,"DERP":"127.3.3.40:7","Tags":["tag:a"],"Online":true},
+                     {"ID":3,"Name":"other","Key":"nodekey:0404040404040404040404040404040404040404040404040404040404040404"}]}"#,
+        r#"{"PeersChanged":[{"ID":4,"Key":"nodekey:0505050505050505050505050505050505050505050505050505050505050505"}],
+            "PeersRemoved":[3],"OnlineChange":{"2":false},
+            "PeersChangedPatch":[{"NodeID":2,"DERPRegion":8,"Endpoints":["192.0.2.2:1"],"Online":true}]}"#,
+    ];
+
+    /// Follows a stream of messages, as a session does.
+    fn follow(stream: &[u8]) -> Result<Option<NetMap>, String> {
+        use futures_util::FutureExt as _;
+        let mut reader = MapReader::new(stream);
+        let mut map = None;
+        loop {
+            let message = match reader.next().now_or_never().expect("all is there") {
+                Ok(message) => message,
+                Err(StreamError::Closed) => return Ok(map),
+                Err(other) => return Err(other.to_string()),
+            };
+            let (update, _) = MapResponse::parse(&message).map_err(|e| e.to_string())?.into_update();
+            take(&mut map, update).map_err(|end| format!("{end:?}"))?;
+        }
+    }
+
+    fn framed<T: AsRef<[u8]>>(messages: &[T]) -> Vec<u8> {
+        let frame = |m: &T| [&u32::try_from(m.as_ref().len()).expect("short").to_le_bytes(), m.as_ref()].concat();
+        messages.iter().flat_map(frame).collect()
+    }
+
+    /// Any JSON.
+    fn junk() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            let named = prop::collection::vec((".{0,4}", inner.clone()), 0..4);
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(Value::from),
+                named.prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The places in a value, as JSON pointers.
+    fn places(value: &Value, here: &str, all: &mut Vec<String>) {
+        all.push(here.to_owned());
+        match value {
+            Value::Array(list) => {
+                (0..).zip(list).for_each(|(n, part): (usize, _)| places(part, &format!("{here}/{n}"), all))
+            }
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, part)| places(part, &format!("{here}/{name}"), all))
+            }
+            _ => {}
+        }
+    }
+
+    proptest! {
+        /// Whatever becomes of any part, the rest is a map; and without it, an error.
+        #[test]
+        fn a_map_of_which_any_part_is_junk_is_read_or_refused(at: prop::sample::Index, junk in junk()) {
+            let mut first: Value = serde_json::from_str(SAMPLES[0]).expect("JSON");
+            let mut all = Vec::new();
+            places(&first, "", &mut all);
+            let place = at.get(&all).clone();
+            *first.pointer_mut(&place).expect("it is there") = junk;
+            let followed = follow(&framed(&[first.to_string(), SAMPLES[1].to_owned()]));
+            let names_us = !place.is_empty() && place != "/Node" && !place.starts_with("/Node/");
+            if let Ok(Some(map)) = &followed {
+                prop_assert!(map.peers.len() <= 3);
+            } else {
+                prop_assert!(!names_us, "{place}: {followed:?}");
+            }
+            if names_us && !place.starts_with("/DERPMap") && !place.starts_with("/Peers/1") && place != "/Peers" {
+                prop_assert_eq!(followed.expect("a map").expect("a map").relays.len(), 1);
+            }
+        }
+
+        /// Bytes that are changed, cut out or put in give messages or an error.
+        #[test]
+        fn a_stream_with_changed_bytes_ends_in_maps_or_an_error(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 1..12),
+        ) {
+            let mut stream = framed(&SAMPLES);
+            for (at, byte, how) in changes {
+                let at = at.index(stream.len());
+                match how {
+                    0 => stream[at] = byte,
+                    1 => stream[at] ^= 1 << (byte % 8),
+                    2 => stream.insert(at, byte),
+                    _ => drop(stream.drain(at..(at + usize::from(byte)).min(stream.len() - 1).max(at))),
+                }
+            }
+            drop(follow(&stream));
+        }
     }
 
     #[test]

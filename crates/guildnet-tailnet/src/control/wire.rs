@@ -1,10 +1,12 @@
 //! The JSON of the control protocol (tailscale `tailcfg/tailcfg.go`, `tailcfg/derpmap.go`), as far as a connector needs it.
 //!
-//! Reading is lenient: unknown fields are skipped, a peer that can't be understood is left out with a warning, and Go's
-//! `null` for an empty list is an empty list. Everything leaves this file as the types of `netmap.rs`.
+//! Reading is lenient: unknown fields are skipped, Go's `null` for an empty list is an empty list, and what can't be read is
+//! left out and counted, in the smallest part that has a meaning without it (an entry of a list, a field, a peer): one node
+//! that the server describes badly must not cost the others. Everything leaves this file as the types of `netmap.rs`.
+
+mod lax;
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::SystemTime,
 };
@@ -13,6 +15,7 @@ use guildnet_model::NodeInfo;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use self::lax::{Lax, List, Pairs};
 use super::LocalReport;
 use crate::netmap::{Key, Peer, PeerPatch, Relay, SelfNode, Update};
 
@@ -138,14 +141,15 @@ const fn endpoint_type(ip: IpAddr) -> u8 {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct MapResponse {
-    node: Option<Node>,
+    control_time: Lax<jiff::Timestamp>,
+    node: Lax<Node>,
     #[serde(rename = "DERPMap")]
-    derp_map: Option<DerpMap>,
-    peers: Option<Vec<Node>>,
-    peers_changed: Option<Vec<Node>>,
-    peers_removed: Option<Vec<u64>>,
-    peers_changed_patch: Option<Vec<PeerChange>>,
-    online_change: Option<BTreeMap<u64, bool>>,
+    derp_map: Lax<DerpMap>,
+    peers: Lax<List<Node>>,
+    peers_changed: Lax<List<Node>>,
+    peers_removed: Lax<List<u64>>,
+    peers_changed_patch: Lax<List<PeerChange>>,
+    online_change: Lax<Pairs<u64, bool>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -153,22 +157,22 @@ pub(super) struct MapResponse {
 struct Node {
     #[serde(rename = "ID")]
     id: u64,
-    name: String,
+    name: Lax<String>,
     key: String,
     disco_key: String,
-    key_expiry: Option<jiff::Timestamp>,
-    addresses: Option<Vec<IpNet>>,
+    key_expiry: Lax<jiff::Timestamp>,
+    addresses: Lax<List<IpNet>>,
     #[serde(rename = "AllowedIPs")]
-    allowed_ips: Option<Vec<IpNet>>,
-    endpoints: Option<Vec<String>>,
+    allowed_ips: Lax<List<IpNet>>,
+    endpoints: Lax<List<String>>,
     #[serde(rename = "HomeDERP")]
-    home_derp: i64,
+    home_derp: Lax<i64>,
     /// Older servers write the home relay as `127.3.3.40:REGION`.
     #[serde(rename = "DERP")]
-    legacy_derp: String,
-    tags: Option<Vec<String>>,
-    online: Option<bool>,
-    expired: bool,
+    legacy_derp: Lax<String>,
+    tags: Lax<List<String>>,
+    online: Lax<bool>,
+    expired: Lax<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -178,23 +182,23 @@ struct PeerChange {
     node_id: u64,
     key: Option<String>,
     disco_key: Option<String>,
-    endpoints: Option<Vec<String>>,
+    endpoints: Lax<List<String>>,
     #[serde(rename = "DERPRegion")]
-    derp_region: i64,
-    online: Option<bool>,
+    derp_region: Lax<i64>,
+    online: Lax<bool>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct DerpMap {
-    regions: Option<BTreeMap<u16, Option<DerpRegion>>>,
+    regions: Lax<Pairs<u16, Option<DerpRegion>>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct DerpRegion {
-    region_name: String,
-    nodes: Option<Vec<DerpNode>>,
+    region_name: Lax<String>,
+    nodes: Lax<List<DerpNode>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -202,9 +206,9 @@ struct DerpRegion {
 struct DerpNode {
     host_name: String,
     #[serde(rename = "IPv4")]
-    ipv4: String,
+    ipv4: Lax<String>,
     #[serde(rename = "STUNPort")]
-    stun_port: i32,
+    stun_port: Lax<i64>,
     #[serde(rename = "STUNOnly")]
     stun_only: bool,
     #[serde(rename = "DERPPort")]
@@ -213,72 +217,94 @@ struct DerpNode {
 
 impl MapResponse {
     /// Parses one message.
+    ///
+    /// # Errors
+    /// If it is no JSON object. What is wrong inside of it is left out.
     pub(super) fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(json)
     }
 
-    /// What the message changes.
-    pub(super) fn into_update(self) -> Update {
-        let mut patches: Vec<PeerPatch> = self
-            .online_change
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(id, online)| PeerPatch { id, online: Some(online), ..PeerPatch::default() })
-            .collect();
-        patches.extend(self.peers_changed_patch.unwrap_or_default().into_iter().filter_map(PeerChange::into_patch));
-        let peers = |nodes: Vec<Node>| nodes.into_iter().filter_map(Node::into_peer).collect();
-        Update {
-            self_node: self.node.and_then(Node::into_self),
-            // A DERP map without regions says nothing about them.
-            relays: self.derp_map.and_then(|map| map.regions).map(relays),
-            // An empty list is left out by servers; one that is there but empty means nothing either.
-            peers: self.peers.filter(|list| !list.is_empty()).map(peers),
-            removed: self.peers_removed.unwrap_or_default(),
-            changed: self.peers_changed.map(peers).unwrap_or_default(),
+    /// The server's clock when it wrote the message, if it says so.
+    pub(super) fn server_time(&self) -> Option<SystemTime> {
+        self.control_time.get().copied().map(SystemTime::from)
+    }
+
+    /// What the message changes, and how many parts of it could not be read and are left out.
+    pub(super) fn into_update(self) -> (Update, usize) {
+        let mut bad = 0;
+        let online = self.online_change.pairs(&mut bad).unwrap_or_default().into_iter();
+        let mut patches: Vec<PeerPatch> =
+            online.map(|(id, online)| PeerPatch { id, online: Some(online), ..PeerPatch::default() }).collect();
+        let changes = self.peers_changed_patch.list(&mut bad).unwrap_or_default();
+        patches.extend(changes.into_iter().filter_map(|change| change.into_patch(&mut bad)));
+        let peers =
+            |nodes: Vec<Node>, bad: &mut usize| nodes.into_iter().filter_map(|node| node.into_peer(bad)).collect();
+        // An empty list is left out by servers; one that is there but empty means nothing either, and one of which nothing can
+        // be read does not mean that all are gone.
+        let all = self.peers.list(&mut bad).filter(|list| !list.is_empty());
+        let update = Update {
+            self_node: self.node.take(&mut bad).and_then(|node| node.into_self(&mut bad)),
+            relays: self.derp_map.take(&mut bad).and_then(|map| relays(map, &mut bad)),
+            peers: all.map(|nodes| peers(nodes, &mut bad)),
+            removed: self.peers_removed.list(&mut bad).unwrap_or_default(),
+            changed: self.peers_changed.list(&mut bad).map(|nodes| peers(nodes, &mut bad)).unwrap_or_default(),
             patches,
-        }
+        };
+        (update, bad + usize::from(self.control_time.is_bad()))
     }
 }
 
 impl Node {
-    fn into_peer(self) -> Option<Peer> {
+    fn into_peer(self, bad: &mut usize) -> Option<Peer> {
+        let before = *bad;
         let (Some(node_key), Some(disco_key)) = (self.node_key(), self.disco_key()) else {
-            tracing::warn!(peer = self.id, "the map names a peer with a key that is none; it is left out");
+            *bad += 1;
+            tracing::debug!(peer = self.id, "the map names a peer with a key that is none; it is left out");
             return None;
         };
-        Some(Peer {
+        let peer = Peer {
             id: self.id,
             name: self.short_name(),
             node_key,
             disco_key,
             home_relay: self.home_relay(),
-            addresses: self.addresses.unwrap_or_default().iter().map(IpNet::addr).collect(),
-            allowed: self.allowed_ips.unwrap_or_default(),
-            endpoints: addrs(self.endpoints.unwrap_or_default()),
-            online: self.online,
-            tags: self.tags.unwrap_or_default(),
-        })
+            addresses: self.addresses.list(bad).unwrap_or_default().iter().map(IpNet::addr).collect(),
+            allowed: self.allowed_ips.list(bad).unwrap_or_default(),
+            endpoints: addrs(self.endpoints.list(bad).unwrap_or_default()),
+            online: self.online.take(bad),
+            tags: self.tags.list(bad).unwrap_or_default(),
+        };
+        *bad += [self.name.is_bad(), self.home_derp.is_bad(), self.legacy_derp.is_bad()]
+            .into_iter()
+            .filter(|is| *is)
+            .count();
+        if *bad > before {
+            tracing::debug!(peer = peer.id, parts = *bad - before, "parts of a peer can't be read and are left out");
+        }
+        Some(peer)
     }
 
-    fn into_self(self) -> Option<SelfNode> {
-        let node_key = self.node_key().or_else(|| {
-            tracing::warn!("the map names this node with a key that is none");
-            None
-        })?;
+    fn into_self(self, bad: &mut usize) -> Option<SelfNode> {
+        let Some(node_key) = self.node_key() else {
+            *bad += 1;
+            tracing::debug!("the map names this node with a key that is none; it is left out");
+            return None;
+        };
+        let name = self.short_name();
         // Go's zero time, the year 1, means "never".
-        let key_expiry = self.key_expiry.filter(|at| at.as_second() > 0).map(SystemTime::from);
+        let key_expiry = self.key_expiry.take(bad).filter(|at| at.as_second() > 0).map(SystemTime::from);
         Some(SelfNode {
             node_key,
-            expired: self.expired,
+            expired: self.expired.take(bad).unwrap_or_default(),
             info: NodeInfo {
-                name: self.short_name(),
+                name,
                 id: self.id,
-                addresses: self.addresses.unwrap_or_default().iter().map(IpNet::addr).collect(),
+                addresses: self.addresses.list(bad).unwrap_or_default().iter().map(IpNet::addr).collect(),
                 node_key: node_key.node_text(),
-                tags: self.tags.unwrap_or_default(),
+                tags: self.tags.list(bad).unwrap_or_default(),
                 key_expiry,
             },
-            allowed: self.allowed_ips.unwrap_or_default(),
+            allowed: self.allowed_ips.list(bad).unwrap_or_default(),
         })
     }
 
@@ -293,21 +319,22 @@ impl Node {
 
     /// The first label of the node's full name.
     fn short_name(&self) -> String {
-        self.name.split('.').next().unwrap_or_default().to_owned()
+        self.name.get().and_then(|name| name.split('.').next()).unwrap_or_default().to_owned()
     }
 
     fn home_relay(&self) -> Option<u16> {
-        region(self.home_derp)
-            .or_else(|| self.legacy_derp.strip_prefix("127.3.3.40:")?.parse().ok().filter(|r| *r != 0))
+        let legacy = || self.legacy_derp.get()?.strip_prefix("127.3.3.40:")?.parse().ok().filter(|r| *r != 0);
+        self.home_derp.get().and_then(|number| region(*number)).or_else(legacy)
     }
 }
 
 impl PeerChange {
-    fn into_patch(self) -> Option<PeerPatch> {
+    fn into_patch(self, bad: &mut usize) -> Option<PeerPatch> {
         let key = self.key.as_deref().map(Key::parse_node).transpose();
         let disco = self.disco_key.as_deref().map(Key::parse_disco).transpose();
         let (Ok(node_key), Ok(disco_key)) = (key, disco) else {
-            tracing::warn!(
+            *bad += 1;
+            tracing::debug!(
                 peer = self.node_id,
                 "the map patches a peer with a key that is none; the patch is left out"
             );
@@ -317,28 +344,41 @@ impl PeerChange {
             id: self.node_id,
             node_key,
             disco_key: disco_key.flatten(),
-            endpoints: self.endpoints.map(addrs),
-            home_relay: region(self.derp_region),
-            online: self.online,
+            endpoints: self.endpoints.list(bad).map(addrs),
+            home_relay: self.derp_region.take(bad).and_then(region),
+            online: self.online.take(bad),
         })
     }
 }
 
-fn relays(regions: BTreeMap<u16, Option<DerpRegion>>) -> Vec<Relay> {
-    let relay = |(region, of): (u16, Option<DerpRegion>)| {
+/// The usable relays. `None` if the map says nothing about them, or nothing that can be read.
+fn relays(map: DerpMap, bad: &mut usize) -> Option<Vec<Relay>> {
+    let before = *bad;
+    let mut regions = map.regions.pairs(bad)?;
+    regions.sort_by_key(|(region, _)| *region);
+    regions.dedup_by_key(|(region, _)| *region);
+    let mut relay = |(region, of): (u16, Option<DerpRegion>)| {
         let of = of?;
-        let node = of.nodes?.into_iter().find(|node| !node.stun_only && !node.host_name.is_empty())?;
+        let nodes = of.nodes.list(bad)?;
+        let node = nodes.into_iter().find(|node| !node.stun_only && !node.host_name.is_empty())?;
         Some(Relay {
             region,
-            name: of.region_name,
+            name: of.region_name.take(bad).unwrap_or_default(),
             host: node.host_name,
             port: if node.derp_port == 0 { 443 } else { node.derp_port },
             // "none" forbids IPv4 in the protocol; the name is resolved then.
-            ipv4: node.ipv4.parse().ok(),
-            stun_port: if node.stun_port == 0 { Some(3478) } else { u16::try_from(node.stun_port).ok() },
+            ipv4: node.ipv4.take(bad).and_then(|ip| ip.parse().ok()),
+            stun_port: match node.stun_port.take(bad) {
+                None | Some(0) => Some(3478),
+                Some(port) => u16::try_from(port).ok(),
+            },
         })
     };
-    regions.into_iter().filter_map(relay).collect()
+    let relays: Vec<Relay> = regions.into_iter().filter_map(&mut relay).collect();
+    if *bad > before {
+        tracing::debug!(parts = *bad - before, "parts of the map's relays can't be read and are left out");
+    }
+    (!relays.is_empty() || *bad == before).then_some(relays)
 }
 
 /// Region 0 means none.
@@ -356,7 +396,12 @@ mod tests {
     use super::*;
 
     fn update(json: &str) -> Update {
-        MapResponse::parse(json.as_bytes()).expect("a map").into_update()
+        MapResponse::parse(json.as_bytes()).expect("a map").into_update().0
+    }
+
+    /// How many parts are left out.
+    fn bad(json: &str) -> usize {
+        MapResponse::parse(json.as_bytes()).expect("a map").into_update().1
     }
 
     fn key_text(prefix: &str, byte: &str) -> String {
@@ -448,5 +493,84 @@ mod tests {
             relays,
             [relay(1, "One", "a.example", 443, None, Some(3478)), relay(2, "Two", "127.0.0.1", 8443, home, None)]
         );
+    }
+
+    #[test]
+    fn what_is_bad_in_a_peer_costs_no_more_than_itself() {
+        let peer = |id: u64, fields: &str| format!(r#"{{"ID":{id},"Key":"{}",{fields}}}"#, key_text("nodekey", "02"));
+        let good = r#""AllowedIPs":["10.0.0.0/8"],"Online":true"#;
+        let json = |list: &[String]| format!(r#"{{"Peers":[{}]}}"#, list.join(","));
+        for (fields, count) in [
+            (r#""AllowedIPs":["10.0.0.0/8","10.0.0.0/33",7,null],"Online":true"#, 3),
+            (r#""AllowedIPs":["10.0.0.0/8"],"KeyExpiry":"tomorrow","Online":true"#, 0),
+            (r#""AllowedIPs":["10.0.0.0/8"],"HomeDERP":"7","Online":true"#, 1),
+            (r#""AllowedIPs":["10.0.0.0/8"],"Addresses":{},"Tags":"tag:a","Online":true"#, 2),
+        ] {
+            let json = json(&[peer(2, fields), peer(3, good)]);
+            let peers = update(&json).peers.expect("a full list");
+            assert_eq!(peers.len(), 2, "{fields}");
+            for peer in peers {
+                assert_eq!((peer.allowed.len(), peer.online), (1, Some(true)), "{fields}");
+            }
+            assert_eq!(bad(&json), count, "{fields}");
+        }
+        for broken in
+            [peer(2, r#""DiscoKey":7"#), r#"{"ID":"2"}"#.into(), "7".into(), "[]".into(), r#"{"ID":-1}"#.into()]
+        {
+            let json = json(&[broken.clone(), peer(3, good)]);
+            let peers = update(&json).peers.expect("a full list");
+            assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [3], "{broken}");
+            assert_eq!(bad(&json), 1, "{broken}");
+        }
+    }
+
+    #[test]
+    fn what_is_bad_in_a_relay_costs_no_other() {
+        let json = r#"{"DERPMap":{"Regions":{
+            "1": {"Nodes":[{"HostName":"a.example","DERPPort":70000}]},
+            "2": {"Nodes":[{"HostName":"b.example","DERPPort":-1},{"HostName":"c.example","STUNPort":"x"}]},
+            "70000": {"Nodes":[{"HostName":"d.example"}]},
+            "x": null,
+            "4": 7
+        }}}"#;
+        let relays = update(json).relays.expect("relays");
+        assert_eq!(relays.iter().map(|relay| relay.host.as_str()).collect::<Vec<_>>(), ["c.example"]);
+        assert_eq!(bad(json), 6);
+        for none in [r#"{"DERPMap":{"Regions":{"4":7}}}"#, r#"{"DERPMap":{"Regions":7}}"#, r#"{"DERPMap":"x"}"#] {
+            assert_eq!((update(none).relays, bad(none)), (None, 1), "relays that work are not given up for {none}");
+        }
+    }
+
+    #[test]
+    fn a_bad_part_of_a_message_leaves_its_other_parts() {
+        let json = format!(
+            r#"{{"Node":{{"ID":1,"Key":"{}","KeyExpiry":"soon"}},"Peers":7,"PeersRemoved":[2,"3",4],
+                "OnlineChange":{{"2":true,"x":true,"4":1}},"PeersChangedPatch":[{{"NodeID":5,"Online":"no","DERPRegion":3}},0]}}"#,
+            key_text("nodekey", "01")
+        );
+        let told = update(&json);
+        assert_eq!(told.self_node.expect("this node").info.key_expiry, None);
+        assert_eq!((told.peers, told.removed), (None, vec![2, 4]));
+        let patch = |id, online, home_relay| PeerPatch { id, online, home_relay, ..PeerPatch::default() };
+        assert_eq!(told.patches, [patch(2, Some(true), None), patch(5, None, Some(3))]);
+        assert_eq!(bad(&json), 7);
+    }
+
+    #[test]
+    fn entries_that_are_nothing_take_no_memory() {
+        let json = format!(r#"{{"PeersRemoved":[{}0]}}"#, "null,".repeat(100_000));
+        let told = MapResponse::parse(json.as_bytes()).expect("a map");
+        let (update, bad) = told.into_update();
+        assert_eq!((update.removed.len(), bad), (1, 100_000));
+        assert!(update.removed.capacity() < 16);
+    }
+
+    #[test]
+    fn the_servers_clock_is_read() {
+        let time = |json: &str| MapResponse::parse(json.as_bytes()).expect("a map").server_time();
+        let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        assert_eq!(time(r#"{"ControlTime":"2001-09-09T01:46:40Z"}"#), Some(at));
+        assert_eq!(time(r#"{"ControlTime":"now"}"#), None);
+        assert_eq!(bad(r#"{"ControlTime":"now"}"#), 1);
     }
 }
