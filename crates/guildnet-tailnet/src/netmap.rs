@@ -13,6 +13,10 @@ use std::{
 use guildnet_model::NodeInfo;
 use ipnet::IpNet;
 
+/// Peers that are kept: twice as many as the largest message can name that a server means well. What a server adds beyond, one by
+/// one for months, is left out.
+const MAX_PEERS: usize = 20_000;
+
 /// A public key: a node's WireGuard key or its disco key.
 ///
 /// `Debug` shows a short prefix, enough to tell keys apart in a log; [`Key::node_text`] gives the protocol's full form.
@@ -192,13 +196,17 @@ impl NetMap {
             self.relays = relays;
         }
         if let Some(all) = update.peers {
-            self.peers = all.into_iter().map(|peer| (peer.id, Arc::new(peer))).collect();
+            self.peers = all.into_iter().take(MAX_PEERS).map(|peer| (peer.id, Arc::new(peer))).collect();
         }
         for id in update.removed {
             self.peers.remove(&id);
         }
         for peer in update.changed {
-            self.peers.insert(peer.id, Arc::new(peer));
+            if self.peers.len() < MAX_PEERS || self.peers.contains_key(&peer.id) {
+                self.peers.insert(peer.id, Arc::new(peer));
+            } else {
+                tracing::debug!(peer = peer.id, "the map names more peers than are kept; it is left out");
+            }
         }
         for patch in update.patches {
             if let Some(peer) = self.peers.get_mut(&patch.id) {
@@ -322,6 +330,18 @@ mod tests {
         let mut map = map(vec![peer(2, 2)]);
         map.apply(Update { removed: vec![2], changed: vec![peer(2, 5)], ..Update::default() });
         assert_eq!(map.peers[&2].node_key, key(5));
+    }
+
+    #[test]
+    fn a_map_does_not_grow_for_ever() {
+        let mut map = map(vec![]);
+        for id in 0..2 {
+            let changed = (0..).map(|n| peer(2 * n + id, 1)).take(MAX_PEERS).collect();
+            map.apply(Update { changed, ..Update::default() });
+            assert_eq!(map.peers.len(), MAX_PEERS);
+        }
+        map.apply(Update { changed: vec![peer(0, 9)], ..Update::default() });
+        assert_eq!(map.peers[&0].node_key, key(9), "those that are known change as before");
     }
 
     #[test]
