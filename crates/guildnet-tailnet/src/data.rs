@@ -15,6 +15,8 @@ mod race;
 mod relays;
 mod report;
 mod rtts;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::RefCell,
@@ -493,7 +495,7 @@ impl Node {
         if self.source.is_none() {
             self.source = self.locator.somebody().and_then(udp::source_towards);
         }
-        for (to, request) in self.locator.ask(now) {
+        for (to, request) in self.locator.ask(now, &self.relays.near(now)) {
             self.link.send_one(to, &request);
         }
         self.report_addresses();

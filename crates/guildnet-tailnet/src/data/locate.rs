@@ -29,13 +29,26 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_secs(1);
 /// When a name that could not be looked up is tried again: a machine that has just woken has no names for a while.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(10);
-/// Servers that are asked: two are enough to tell a hard NAT from others, three to survive the loss of one.
+/// Servers that are asked where they see us: two are enough to tell a hard NAT from others, three to survive the loss of one.
 const MAX_SERVERS: usize = 3;
+/// How often all are asked, for their distance: so a nearer relay than those three is found. Source: netcheck,
+/// `fullReportInterval`.
+const ALL_INTERVAL: Duration = Duration::from_secs(300);
+/// Servers that are known. More than any map names that is meant well.
+const MAX_KNOWN: usize = 64;
 
 /// The STUN side of a relay.
 pub(super) type Server = (u16, SocketAddr);
 /// The same, before its name is looked up.
 type Named = (u16, String, u16);
+
+/// A request that was not answered yet.
+struct Request {
+    server: Server,
+    at: Instant,
+    /// Whether it is asked for our address, and not only for its distance.
+    locates: bool,
+}
 
 /// What a look-up brought.
 pub(super) struct Resolved {
@@ -50,10 +63,11 @@ pub(super) struct Locator {
     /// Relays of the map, to see whether they changed.
     relays: Vec<Relay>,
     servers: Vec<Server>,
-    pending: HashMap<TransactionId, (Server, Instant)>,
+    pending: HashMap<TransactionId, Request>,
     /// By server: how it saw us, and when that was asked.
     seen: HashMap<SocketAddr, (SocketAddr, Instant)>,
     asked: Option<Instant>,
+    asked_all: Option<Instant>,
     resolving: JoinSet<Resolved>,
     /// Servers whose names could not be looked up, and when that is tried again.
     unresolved: Option<(Instant, Vec<Named>)>,
@@ -69,6 +83,7 @@ impl Locator {
             pending: HashMap::new(),
             seen: HashMap::new(),
             asked: None,
+            asked_all: None,
             resolving: JoinSet::new(),
             unresolved: None,
         }
@@ -83,7 +98,7 @@ impl Locator {
         self.servers.clear();
         self.unresolved = None;
         let mut unresolved = Vec::new();
-        for relay in map.relays.iter().filter(|relay| relay.stun_port.is_some()).take(MAX_SERVERS) {
+        for relay in map.relays.iter().filter(|relay| relay.stun_port.is_some()).take(MAX_KNOWN) {
             let port = relay.stun_port.unwrap_or_default();
             let ip = relay.ipv4.or_else(|| relay.host.parse().ok());
             match ip {
@@ -91,7 +106,7 @@ impl Locator {
                 None => unresolved.push((relay.region, relay.host.clone(), port)),
             }
         }
-        self.asked = None;
+        (self.asked, self.asked_all) = (None, None);
         self.resolving.abort_all();
         if !unresolved.is_empty() {
             self.resolving.spawn(resolve(unresolved).in_current_span());
@@ -115,7 +130,7 @@ impl Locator {
         let Resolved { servers, failed } = resolved;
         if !servers.is_empty() {
             self.servers.extend(servers);
-            self.asked = None;
+            (self.asked, self.asked_all) = (None, None);
         }
         self.unresolved = (!failed.is_empty()).then(|| (now + RESOLVE_AGAIN, failed));
     }
@@ -136,7 +151,7 @@ impl Locator {
         self.local = udp::interface_addresses();
         self.seen.clear();
         self.pending.clear();
-        self.asked = None;
+        (self.asked, self.asked_all) = (None, None);
     }
 
     /// Reads the machine's own addresses again.
@@ -149,8 +164,9 @@ impl Locator {
         self.servers.first().map(|(_, addr)| *addr)
     }
 
-    /// Requests to send now. The machine's own addresses are read again, too.
-    pub(super) fn ask(&mut self, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
+    /// Requests to send now: to the servers of the regions that come first in `near`, and now and then to all. The machine's
+    /// own addresses are read again, too.
+    pub(super) fn ask(&mut self, now: Instant, near: &[u16]) -> Vec<(SocketAddr, Vec<u8>)> {
         if let Some((_, names)) = self.unresolved.take_if(|(at, _)| *at <= now) {
             self.resolving.spawn(resolve(names).in_current_span());
         }
@@ -159,23 +175,31 @@ impl Locator {
         }
         self.asked = Some(now);
         self.look();
-        self.pending.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANSWER_LIMIT);
+        self.pending.retain(|_, request| now.saturating_duration_since(request.at) < ANSWER_LIMIT);
         self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < BELIEVED);
-        let servers = self.servers.clone();
-        let request = |server: Server| {
+        let mut servers = self.servers.clone();
+        servers.sort_by_key(|(region, _)| near.iter().position(|other| other == region).unwrap_or(usize::MAX));
+        if self.asked_all.is_some_and(|at| now.saturating_duration_since(at) < ALL_INTERVAL) {
+            servers.truncate(MAX_SERVERS);
+        } else {
+            self.asked_all = Some(now);
+        }
+        let request = |(n, server): (usize, Server)| {
             let id: TransactionId = rand::random();
-            self.pending.insert(id, (server, now));
+            self.pending.insert(id, Request { server, at: now, locates: n < MAX_SERVERS });
             (server.1, stun::request(id))
         };
-        servers.into_iter().map(request).collect()
+        servers.into_iter().enumerate().map(request).collect()
     }
 
     /// Takes an answer. Returns the server's region and how long it took; `None` if we did not ask.
     pub(super) fn on_answer(&mut self, answer: Answer, now: Instant) -> Option<(u16, Duration)> {
-        let ((region, server), at) = self.pending.remove(&answer.id)?;
-        // Answers of one round belong together: with older ones a NAT that has merely moved would look like a hard one.
-        self.seen.retain(|_, (_, of)| *of == at);
-        self.seen.insert(server, (answer.seen, at));
+        let Request { server: (region, server), at, locates } = self.pending.remove(&answer.id)?;
+        if locates {
+            // Answers of one round belong together: with older ones a NAT that has merely moved would look like a hard one.
+            self.seen.retain(|_, (_, of)| *of == at);
+            self.seen.insert(server, (answer.seen, at));
+        }
         Some((region, now.saturating_duration_since(at)))
     }
 
@@ -228,4 +252,37 @@ async fn resolve(names: Vec<Named>) -> Resolved {
         }
     }
     Resolved { servers, failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(region: u16) -> Server {
+        (region, SocketAddr::from(([192, 0, 2, 1], region)))
+    }
+
+    #[tokio::test]
+    async fn all_servers_are_measured_now_and_then_and_three_are_asked_where_we_are() {
+        let (mut locator, start) = (Locator::new(41641), Instant::now());
+        locator.add_servers(Resolved { servers: (1..=9).map(server).collect(), failed: vec![] }, start);
+        let near = [7, 2, 9, 1];
+        let mut round = |seconds| {
+            let now = start + Duration::from_secs(seconds);
+            let asked = locator.ask(now, &near);
+            // Each sees us at another port.
+            let ids: Vec<_> = locator.pending.iter().map(|(id, request)| (*id, request.server.0)).collect();
+            for (id, region) in ids {
+                let seen = SocketAddr::from(([198, 51, 100, 1], region));
+                assert_eq!(locator.on_answer(Answer { id, seen }, now), Some((region, Duration::ZERO)));
+            }
+            let mut seen: Vec<u16> = locator.seen.values().map(|(addr, _)| addr.port()).collect();
+            seen.sort_unstable();
+            (asked.len(), seen)
+        };
+        assert_eq!(round(0), (9, vec![2, 7, 9]));
+        assert_eq!(round(24), (3, vec![2, 7, 9]));
+        assert_eq!(round(299), (3, vec![2, 7, 9]));
+        assert_eq!(round(301), (9, vec![2, 7, 9]));
+    }
 }

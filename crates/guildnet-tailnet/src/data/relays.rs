@@ -137,6 +137,15 @@ impl Relays {
         self.home.filter(|home| self.live.get(home).is_some_and(|live| live.connected))
     }
 
+    /// All relays: home, then the others by their distance.
+    pub(super) fn near(&self, now: Instant) -> Vec<u16> {
+        let mut regions: Vec<u16> = self.known.iter().map(|relay| relay.region).collect();
+        regions.sort_by_cached_key(|region| {
+            (Some(*region) != self.home, self.rtts.best(*region, now).unwrap_or(Duration::MAX), *region)
+        });
+        regions
+    }
+
     /// Whether the home relay is connected.
     pub(super) fn is_connected(&self) -> bool {
         self.connected_home().is_some()
@@ -418,6 +427,16 @@ mod tests {
         assert_eq!(relays.choose_home(&map, Some(2), now), Some(3));
         assert_eq!(relays.connected_home(), Some(3));
         assert!(relays.live.contains_key(&2), "peers still look there");
+        relays.stop().await;
+    }
+
+    #[tokio::test]
+    async fn home_and_the_nearest_relays_come_first() {
+        let ((mut relays, map), now) = (relays(), Instant::now());
+        assert_eq!(relays.near(now), [1, 2, 3]);
+        relays.choose_home(&map, Some(2), now);
+        relays.on_rtt(3, ms(5), now);
+        assert_eq!(relays.near(now), [2, 3, 1]);
         relays.stop().await;
     }
 
