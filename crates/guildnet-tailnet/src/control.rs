@@ -233,7 +233,8 @@ mod tests {
             let (events_tx, mut events) = mpsc::channel(8);
             let (_reports, watched) = watch::channel(LocalReport::default());
             let cancel = CancellationToken::new();
-            let running = tokio::spawn(run(config(address, None), watched, events_tx, cancel.clone()));
+            let (_moved, moves) = watch::channel(());
+            let running = tokio::spawn(run(config(address, None), watched, moves, events_tx, cancel.clone()));
             assert!(matches!(events.recv().await, Some(ControlEvent::Connecting)));
             let Some(ControlEvent::Down { why, .. }) = events.recv().await else { panic!("another event") };
             assert!(why.contains(place), "{why}");

@@ -54,7 +54,7 @@ impl Session<'_> {
         self.talk(http).await.map_err(|end| match end {
             End::Refused(why) => End::Refused(config.fit(&why)),
             End::Broken(why) => End::Broken(config.fit(&why)),
-            End::Stopped => End::Stopped,
+            End::Moved | End::Stopped => end,
         })
     }
 

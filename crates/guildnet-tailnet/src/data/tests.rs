@@ -48,6 +48,9 @@ fn node() -> Node {
         changed: false,
         status: watch::Sender::new(status),
         reports: watch::Sender::new(LocalReport::default()),
+        machine: Machine::default(),
+        source: None,
+        moved: watch::Sender::new(()),
         dropped: 0,
         identity,
     }
