@@ -435,9 +435,14 @@ async fn send<W: AsyncWrite + Unpin>(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+    use proptest::prelude::*;
     use tokio::io::{DuplexStream, duplex};
 
-    use super::{frame::tests::from_relay, *};
+    use super::{
+        frame::tests::{from_relay, stream},
+        *,
+    };
 
     const PEER: Key = Key([9; 32]);
 
@@ -672,5 +677,15 @@ mod tests {
         let (mut health, start) = (Health::default(), Instant::now());
         let said = (0..300).filter(|second| health.is_due(start + Duration::from_secs(*second)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 60, 120, 180, 240]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_relay_make_the_introduction_panic(key: [u8; 32], bytes in stream()) {
+            let said = [from_relay(0x01, &[b"DERP\xf0\x9f\x94\x91", &key]), bytes].concat();
+            let io = tokio::io::join(&said[..], tokio::io::sink());
+            let end = introduce(io, &NodeKeyPair::random(), true).now_or_never().expect("all is there");
+            prop_assert!(end.is_err(), "without the relay's private key nobody is one");
+        }
     }
 }

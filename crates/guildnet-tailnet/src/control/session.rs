@@ -690,22 +690,25 @@ mod tests {
             }
         }
 
-        /// Bytes that are changed, cut out or put in give messages or an error.
+        /// Bytes that are changed, cut out or put in, in the stream or in a message of it, give maps or an error.
         #[test]
         fn a_stream_with_changed_bytes_ends_in_maps_or_an_error(
-            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 1..12),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 1..6),
+            message in prop::option::of(0..SAMPLES.len()),
         ) {
-            let mut stream = framed(&SAMPLES);
+            let mut messages = SAMPLES.map(|text| text.as_bytes().to_vec());
+            let mut stream = framed(&messages);
+            let target = message.map_or(&mut stream, |n| &mut messages[n]);
             for (at, byte, how) in changes {
-                let at = at.index(stream.len());
+                let at = at.index(target.len());
                 match how {
-                    0 => stream[at] = byte,
-                    1 => stream[at] ^= 1 << (byte % 8),
-                    2 => stream.insert(at, byte),
-                    _ => drop(stream.drain(at..(at + usize::from(byte)).min(stream.len() - 1).max(at))),
+                    0 => target[at] = byte,
+                    1 => target[at] ^= 1 << (byte % 8),
+                    2 => target.insert(at, byte),
+                    _ => drop(target.drain(at..(at + usize::from(byte)).min(target.len() - 1).max(at))),
                 }
             }
-            drop(follow(&stream));
+            drop(follow(&if message.is_some() { framed(&messages) } else { stream }));
         }
     }
 

@@ -241,11 +241,11 @@ impl MapResponse {
             |nodes: Vec<Node>, bad: &mut usize| nodes.into_iter().filter_map(|node| node.into_peer(bad)).collect();
         // An empty list is left out by servers; one that is there but empty means nothing either, and one of which nothing can
         // be read does not mean that all are gone.
-        let all = self.peers.list(&mut bad).filter(|list| !list.is_empty());
+        let all: Option<Vec<Peer>> = self.peers.list(&mut bad).map(|nodes| peers(nodes, &mut bad));
         let update = Update {
             self_node: self.node.take(&mut bad).and_then(|node| node.into_self(&mut bad)),
             relays: self.derp_map.take(&mut bad).and_then(|map| relays(map, &mut bad)),
-            peers: all.map(|nodes| peers(nodes, &mut bad)),
+            peers: all.filter(|list| !list.is_empty()),
             removed: self.peers_removed.list(&mut bad).unwrap_or_default(),
             changed: self.peers_changed.list(&mut bad).map(|nodes| peers(nodes, &mut bad)).unwrap_or_default(),
             patches,
@@ -554,6 +554,9 @@ mod tests {
         let patch = |id, online, home_relay| PeerPatch { id, online, home_relay, ..PeerPatch::default() };
         assert_eq!(told.patches, [patch(2, Some(true), None), patch(5, None, Some(3))]);
         assert_eq!(bad(&json), 7);
+        for nothing in ["[]", "[7]", r#"[{"ID":2,"Key":"x"}]"#] {
+            assert_eq!(update(&format!(r#"{{"Peers":{nothing}}}"#)).peers, None, "not even that all are gone");
+        }
     }
 
     #[test]

@@ -331,7 +331,7 @@ pub(super) mod tests {
     }
 
     /// Frames of all types, whole, cut, too short and too long, with garbage between them.
-    fn stream() -> impl Strategy<Value = Vec<u8>> {
+    pub(in crate::relay) fn stream() -> impl Strategy<Value = Vec<u8>> {
         let frame = (0u8..0x18, prop::collection::vec(any::<u8>(), 0..80), any::<Option<u16>>(), any::<bool>())
             .prop_map(|(kind, body, length, magic)| {
                 let body = if magic { [&MAGIC[..], &body].concat() } else { body };
