@@ -127,7 +127,7 @@ pub(crate) fn ground(work: Work<'_>, cluster: &ClusterPlan) -> Result<(), LabErr
         net::set_nat(&cluster.behind(), known.nat(&cluster.id))?;
         net::set_door(cluster, !known.shut_doors.contains(&cluster.id))?;
         routers.iter().try_for_each(|router| router::network(cluster, router))?;
-        net::set_faults(cluster, &faults(&known, cluster))?;
+        net::set_faults(&cluster.gateway_ns, &faults(&known, cluster))?;
         work.talk.say(&cluster.id, format!("gateway {} and its private network", cluster.outer));
     }
     Ok(())

@@ -18,6 +18,11 @@ use crate::{
 /// Time a link has to answer; measured: some milliseconds.
 const READY: Duration = Duration::from_secs(10);
 
+/// What the host's gateway drops, as the state has it.
+pub(crate) fn faults(state: &State, host: &HostPlan) -> net::Faults {
+    net::Faults { udp_blocked: state.udp_blocked.contains(&host.name), ..net::Faults::default() }
+}
+
 /// The link's process, if the host has one.
 pub(crate) fn spec(plan: &Plan, host: &HostPlan) -> Option<Spec> {
     let seed = host.link?;
@@ -49,6 +54,7 @@ pub(crate) fn up(work: Work<'_>, host: &HostPlan) -> Result<(), LabError> {
         let joint = if host.link.is_some() { Joint::Link } else { Joint::Cable };
         net::make(&known.plan, &host.behind, joint, || Ok(()))?;
         net::set_nat(&host.behind, known.nat(&host.name))?;
+        net::set_faults(&host.behind.gateway_ns, &faults(&known, host))?;
         work.talk.say(&host.name, format!("gateway {} and a host behind it", host.behind.outer));
     }
     let Some(spec) = spec(&known.plan, host) else { return Ok(()) };

@@ -103,16 +103,22 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes a cluster's gateway drop all UDP, or let it through again.
+    /// Makes the gateway of a cluster or a client host drop all UDP, or let it through again.
     ///
     /// # Errors
     /// [`LabError::NotFound`], or if the gateway refuses.
-    pub fn block_udp(&self, cluster: &str, blocked: bool) -> Result<(), LabError> {
-        let cluster = self.plan.cluster(cluster)?;
+    pub fn block_udp(&self, name: &str, blocked: bool) -> Result<(), LabError> {
         let (_held, state) = self.hold()?;
-        state.update(|s| set(&mut s.udp_blocked, &cluster.id, blocked))?;
-        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))?;
-        net::forget_udp(&cluster.gateway_ns)
+        let plan = state.get().plan;
+        let behind = plan.behind(name)?;
+        state.update(|s| set(&mut s.udp_blocked, name, blocked))?;
+        let known = state.get();
+        let faults = match plan.host(name) {
+            Ok(host) => host::faults(&known, &host),
+            Err(_) => cluster::faults(&known, &plan.cluster(name)?),
+        };
+        net::set_faults(&behind.gateway_ns, &faults)?;
+        net::forget_udp(&behind.gateway_ns)
     }
 
     /// Makes a client host behind a gateway of its own, or finds that it is there; with a link and its seed if given.
@@ -164,7 +170,7 @@ impl Lab {
         }
         let (cluster, router) = cluster::find_router(&state.get(), router)?;
         state.update(|s| set(&mut s.cut, &router.process, cut))?;
-        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))
+        net::set_faults(&cluster.gateway_ns, &cluster::faults(&state.get(), &cluster))
     }
 
     /// Cuts a router of a light cluster off from its cluster: its tunnels work, and what it forwards is dropped. Or ends that.
@@ -183,7 +189,7 @@ impl Lab {
             });
         }
         state.update(|s| set(&mut s.detached, &router.process, detached))?;
-        net::set_faults(&cluster, &cluster::faults(&state.get(), &cluster))
+        net::set_faults(&cluster.gateway_ns, &cluster::faults(&state.get(), &cluster))
     }
 
     /// Ends a process: `headscale`, or `CLUSTER/PROGRAM` as in `a/kube-apiserver`. Returns when it is gone.

@@ -125,15 +125,15 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Fault {
-    /// The gateway of a cluster drops all UDP
+    /// The gateway of a cluster or a client host drops all UDP
     BlockUdp {
-        /// The cluster
-        cluster: String,
+        /// The cluster or host
+        name: String,
     },
-    /// The gateway of a cluster lets UDP through again
+    /// The gateway of a cluster or a client host lets UDP through again
     UnblockUdp {
-        /// The cluster
-        cluster: String,
+        /// The cluster or host
+        name: String,
     },
     /// End a process: headscale, a/kube-apiserver, a/kubelet, ...
     Stop {
@@ -267,8 +267,8 @@ fn run(command: What) -> Result<ExitCode, LabError> {
         What::Fault { fault } => {
             let lab = Lab::attach()?;
             match fault {
-                Fault::BlockUdp { cluster } => lab.block_udp(&cluster, true)?,
-                Fault::UnblockUdp { cluster } => lab.block_udp(&cluster, false)?,
+                Fault::BlockUdp { name } => lab.block_udp(&name, true)?,
+                Fault::UnblockUdp { name } => lab.block_udp(&name, false)?,
                 Fault::Stop { process } => lab.stop_process(&process)?,
                 Fault::Kill { process } => lab.kill_process(&process)?,
                 Fault::Start { process } => lab.start_process(&process)?,

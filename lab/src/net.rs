@@ -356,8 +356,8 @@ pub(crate) struct Faults {
 }
 
 /// Makes the gateway drop that and no more.
-pub(crate) fn set_faults(cluster: &ClusterPlan, faults: &Faults) -> Result<(), LabError> {
-    replace_chain(&cluster.gateway_ns, "filter", "GN-FAULT", &fault_rules(faults))
+pub(crate) fn set_faults(gateway: &str, faults: &Faults) -> Result<(), LabError> {
+    replace_chain(gateway, "filter", "GN-FAULT", &fault_rules(faults))
 }
 
 /// Dropped, never refused: what is cut off is silent. A door stays: it is no way of the router's.

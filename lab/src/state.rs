@@ -36,7 +36,7 @@ pub struct State {
     /// Clusters whose door is shut; a door that is not here is open.
     #[serde(default)]
     pub shut_doors: Vec<String>,
-    /// Clusters whose gateway drops UDP.
+    /// Clusters and client hosts whose gateway drops UDP.
     #[serde(default)]
     pub udp_blocked: Vec<String>,
     /// Routers of light clusters that were started once, by process.

@@ -101,6 +101,8 @@ pub struct ClientHost {
     pub outer: Ipv4Addr,
     /// What the gateway does to addresses.
     pub nat: Nat,
+    /// Whether the gateway drops UDP.
+    pub udp_blocked: bool,
     /// The link between the gateway and the internet, if there is one.
     pub link: Option<Process>,
 }
@@ -212,6 +214,7 @@ pub(crate) fn status(state: &State) -> Status {
         .into_iter()
         .map(|host| ClientHost {
             nat: state.nat(&host.name),
+            udp_blocked: state.udp_blocked.contains(&host.name),
             link: host::spec(plan, &host).map(|spec| process(&spec.name)),
             name: host.name,
             namespace: host.behind.host_ns,
@@ -305,8 +308,10 @@ impl Status {
             line(&format!("relay {name}"), &format!("{} ({}{cut})", relay.address, word(relay.process.alive)));
         }
         for host in &self.hosts {
-            let link = host.link.as_ref().map_or(String::new(), |link| format!(", link {}", word(link.alive)));
-            line(&format!("host {}", host.name), &format!("behind {} (NAT {}){link}", host.outer, nat_word(host.nat)));
+            let mut said = vec![format!("behind {} (NAT {})", host.outer, nat_word(host.nat))];
+            said.extend(host.link.as_ref().map(|link| format!("link {}", word(link.alive))));
+            said.extend(host.udp_blocked.then(|| "UDP blocked".to_owned()));
+            line(&format!("host {}", host.name), &said.join(", "));
         }
         out
     }

@@ -75,7 +75,16 @@ fn every_kind_of_nat_with_every_other() {
             }
         }
     }
+    // The last of them were both symmetric; with nothing in the way but this the path would be direct.
+    lab.set_nat("x", Nat::None).expect("the gateway obeys");
+    lab.block_udp("x", true).expect("the gateway obeys");
+    let blocked = path(&site, &key);
+    lab.block_udp("x", false).expect("the gateway obeys");
     rows.iter().for_each(|row| write!(table, "\n{row}").expect("a string grows"));
+    write!(table, "\nwithout UDP      {blocked}").expect("a string grows");
+    if blocked != "relay" {
+        wrong.push(format!("client without UDP: {blocked}, not relay"));
+    }
     eprintln!("\n{table}");
     assert!(wrong.is_empty(), "{}\n{table}", wrong.join("\n"));
 }
