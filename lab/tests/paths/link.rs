@@ -1,7 +1,6 @@
 //! A client host behind a link, whose settings change while packets flow.
 
 use std::{
-    fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
@@ -10,12 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 use crate::{
     fleet::{eventually, finish, lab_binary},
-    site::{Site, namespaces},
+    site::{Site, namespaces, within},
 };
 
 /// Time that two cores may add to a round trip.
@@ -27,16 +25,6 @@ fn link(words: &str) -> Value {
     let mut command = Command::new(lab_binary());
     command.args(["link", "x"]).args(words.split(' '));
     serde_json::from_str(&finish(command, b"", Duration::from_secs(10)).ok()).expect("JSON")
-}
-
-/// Runs in the network namespace of a client host.
-fn within<T: Send>(namespace: &str, act: impl FnOnce() -> T + Send) -> T {
-    let enter = || {
-        let file = File::open(format!("/run/netns/{namespace}")).expect("the host is there");
-        setns(file, CloneFlags::CLONE_NEWNET).expect("root may");
-        act()
-    };
-    std::thread::scope(|scope| scope.spawn(enter).join().expect("it ran"))
 }
 
 /// How long a connection takes to be made, the shortest of some: one round trip.

@@ -3,15 +3,16 @@
 
 use std::{
     fmt::Write,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use guildnet_lab::{Host, Nat, Talk};
+use guildnet_lab::{Host, Lab, Nat, Talk};
 
 use crate::{
     fleet::{ECHO, ROUTES, beside, eventually, finish},
-    site::Site,
+    site::{Site, within},
 };
 
 const KINDS: [(Nat, &str); 4] = [
@@ -41,6 +42,77 @@ fn site() -> Site {
     let lab = &site.device.fleet.lab;
     lab.host(&Host { name: "x".into(), link: None }, &Talk::start()).expect("a client host");
     site
+}
+
+/// Who sees a host of the lab from where, and who gets in.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    from: Ipv4Addr,
+    port_kept: bool,
+    same_for_all: bool,
+    strangers_get_in: bool,
+}
+
+/// Sends from a host to two peers on the internet, and has a third one answer.
+fn seen_from_outside(site: &Site, namespace: &str) -> Seen {
+    const PORT: u16 = 40_000;
+    let internet = site.device.fleet.lab.plan().host_address();
+    let socket = || {
+        let socket = UdpSocket::bind((internet, 0)).expect("the bridge's address is ours");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket
+    };
+    let [one, other, stranger] = [socket(), socket(), socket()];
+    let to = [&one, &other].map(|peer| peer.local_addr().expect("bound"));
+    within(namespace, || {
+        let own = UdpSocket::bind(("0.0.0.0", PORT)).expect("free");
+        for to in &to {
+            own.send_to(b"x", to).expect("sent");
+        }
+        let from: [SocketAddr; 2] = [&one, &other].map(|peer| peer.recv_from(&mut [0]).expect("it arrives").1);
+        stranger.send_to(b"s", from[0]).expect("sent");
+        one.send_to(b"o", from[0]).expect("sent");
+        own.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+        let mut got = Vec::new();
+        let mut byte = [0];
+        while own.recv(&mut byte).is_ok() {
+            got.push(byte[0]);
+        }
+        assert!(got.contains(&b'o'), "the peer's answer comes in");
+        let std::net::IpAddr::V4(address) = from[0].ip() else { panic!("IPv4") };
+        Seen {
+            from: address,
+            port_kept: from[0].port() == PORT,
+            same_for_all: from[0] == from[1],
+            strangers_get_in: got.contains(&b's'),
+        }
+    })
+}
+
+#[test]
+fn every_kind_of_nat_is_what_it_is_called() {
+    let site = site();
+    let lab = &site.device.fleet.lab;
+    let a = lab.plan().cluster("a").expect("a cluster");
+    // The plan has grown since the lab came up.
+    let host = Lab::attach().expect("it is up").plan().host("x").expect("a host").behind;
+    // Back to the usual at the end, from the one that leaves most behind.
+    let kinds = [Nat::Symmetric, Nat::FullCone, Nat::None, Nat::PortRestricted];
+    for (name, namespace, outer, open) in
+        [("x", &host.host_ns, host.outer, host.open), ("a", &a.node_ns, a.outer, a.open)]
+    {
+        for kind in kinds {
+            lab.set_nat(name, kind).expect("the gateway obeys");
+            let open = open.expect("an address of its own");
+            let wanted = Seen {
+                from: if kind == Nat::None { open } else { outer },
+                port_kept: kind != Nat::Symmetric,
+                same_for_all: kind != Nat::Symmetric,
+                strangers_get_in: matches!(kind, Nat::None | Nat::FullCone),
+            };
+            assert_eq!(seen_from_outside(&site, namespace), wanted, "{name} behind {kind:?}");
+        }
+    }
 }
 
 #[test]

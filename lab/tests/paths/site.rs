@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use nix::sched::{CloneFlags, setns};
+
 use crate::{
     fleet::{ROUTES, Ran, finish, lab_binary},
     light::{Device, LightLab},
@@ -82,6 +84,16 @@ impl Site {
         let ran = self.get(host, url);
         ran.code != 0 && ran.err.contains("deadline exceeded")
     }
+}
+
+/// Runs in the network namespace of a host.
+pub(crate) fn within<T: Send>(namespace: &str, act: impl FnOnce() -> T + Send) -> T {
+    let enter = || {
+        let file = fs::File::open(format!("/run/netns/{namespace}")).expect("the host is there");
+        setns(file, CloneFlags::CLONE_NEWNET).expect("root may");
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join().expect("it ran"))
 }
 
 /// The namespaces of a lab, by the machine's own list.
