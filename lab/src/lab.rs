@@ -136,6 +136,22 @@ impl Lab {
         Ok(host)
     }
 
+    /// Takes a client host to another network, or back: it and its gateway change their addresses, and nothing that went
+    /// through survives.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`], or if the addresses can't be changed.
+    pub fn move_host(&self, name: &str) -> Result<HostPlan, LabError> {
+        let (_held, state) = self.hold()?;
+        let known = state.get();
+        let mut plan = known.plan.clone();
+        plan.move_host(name)?;
+        let moved = plan.host(name)?;
+        net::renumber(&known.plan.host(name)?.behind, &moved.behind, known.nat(name))?;
+        state.update(|s| s.plan = plan)?;
+        Ok(moved)
+    }
+
     /// Sets what the gateway of a cluster or a client host does to addresses; it forgets what UDP went through it.
     ///
     /// # Errors

@@ -81,6 +81,11 @@ enum What {
         #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "1")]
         link: Option<u64>,
     },
+    /// Take a client host to another network, or back: it and its gateway change their addresses; prints the gateway's
+    Move {
+        /// The host
+        host: String,
+    },
     /// Set what the gateway of a cluster or a client host does to addresses
     Nat {
         /// The cluster or host
@@ -252,12 +257,13 @@ fn run(command: What) -> Result<ExitCode, LabError> {
         }
         What::Host { name, nat, link } => {
             let lab = Lab::attach()?;
-            let host = lab.host(&Host { name, link }, &talk)?;
+            let host = lab.host(&Host { link, ..Host::new(name) }, &talk)?;
             if let Some(nat) = nat {
                 lab.set_nat(&host.name, nat)?;
             }
             print(&format!("{}\n", host.behind.host_ns));
         }
+        What::Move { host } => print(&format!("{}\n", Lab::attach()?.move_host(&host)?.behind.outer)),
         What::Nat { name, kind } => Lab::attach()?.set_nat(&name, kind)?,
         What::Link { host, change } => {
             let answer = Lab::attach()?.link(&host, &change.join(" ").parse()?)?;

@@ -179,6 +179,26 @@ pub(crate) fn set_nat(behind: &Behind, nat: Nat) -> Result<(), LabError> {
     forget_udp(gateway_ns)
 }
 
+/// Gives a gateway and the host behind it other addresses, as when a person takes a machine to another network. What went
+/// through is forgotten.
+pub(crate) fn renumber(old: &Behind, new: &Behind, nat: Nat) -> Result<(), LabError> {
+    let Behind { host_ns, gateway_ns, gateway, .. } = old;
+    // Whatever it was: its addresses are the old ones.
+    set_nat(old, Nat::default())?;
+    for (namespace, link, from, to) in
+        [(gateway_ns, WAN, old.outer, new.outer), (host_ns, NODE_LAN, old.host, new.host)]
+    {
+        run("ip", &["-n", namespace, "address", "del", &format!("{from}/24"), "dev", link])?;
+        run("ip", &["-n", namespace, "address", "add", &format!("{to}/24"), "dev", link])?;
+    }
+    // It went with the address.
+    run("ip", &["-n", host_ns, "route", "replace", "default", "via", &gateway.to_string()])?;
+    let mut conntrack = in_netns(gateway_ns, "conntrack");
+    conntrack.arg("-F");
+    finish(conntrack, None)?;
+    set_nat(new, nat)
+}
+
 /// Tables, chains and rules for a kind of NAT.
 fn nat_rules(behind: &Behind, nat: Nat) -> [(&'static str, &'static str, String); 3] {
     let Behind { outer, host, open, .. } = behind;
@@ -446,7 +466,7 @@ mod tests {
             light: vec![],
             hosts: vec![],
         };
-        plan.add_host(&crate::plan::Host { name: "x".into(), link: None }).expect("new");
+        plan.add_host(&crate::plan::Host::new("x")).expect("new");
         let rules = |name: &str, nat| nat_rules(&plan.behind(name).expect("there"), nat).map(|(_, _, rules)| rules);
         let cone = [
             "-A GN-CONE -p udp -j DNAT --to-destination 192.168.77.10\n",

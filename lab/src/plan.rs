@@ -33,10 +33,10 @@ pub const LIGHT_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
 pub const ECHO_PORT: u16 = 8080;
 /// Network of a client host, behind its gateway.
 pub const HOST_LAN: &str = "192.168.78.0/24";
-/// A client host's gateway and its own address on it. Not the clusters' network: what is meant for a node must not end at the
+/// A client host's gateway and its own address on it, at home and when moved. Not the clusters' network: what is meant for a node must not end at the
 /// client itself.
 const HOST_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 78, 1);
-const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 78, 10);
+const HOST_ADDRESS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 78, 10), Ipv4Addr::new(192, 168, 78, 11)];
 /// Port of the API server on the node, and of the door on the gateway.
 pub const API_PORT: u16 = 6443;
 /// Port of Headscale, its relay included.
@@ -51,14 +51,15 @@ const PER_ROW: u8 = 16;
 /// The outer address of the first gateway ends in this; the bridge's own in 1.
 const FIRST_GATEWAY: u8 = 11;
 /// More gateways don't fit between [`FIRST_GATEWAY`] and the end of the /24.
-pub(crate) const MAX_CLUSTERS: usize = 200;
-/// Client hosts: the outer addresses of their gateways end in this and more, and their own, where nothing translates.
-const FIRST_HOST: u8 = 211;
-const FIRST_OPEN_HOST: u8 = 221;
+pub(crate) const MAX_CLUSTERS: usize = 190;
+/// Client hosts: the outer addresses of their gateways end in this and more, and their own, where nothing translates; at home
+/// and when moved.
+const FIRST_HOST: [u8; 2] = [211, 201];
+const FIRST_OPEN_HOST: [u8; 2] = [221, 241];
 const MAX_HOSTS: u8 = 10;
 /// Addresses of nodes, where nothing translates; of the first clusters only.
 const FIRST_OPEN_NODE: u8 = 231;
-const MAX_OPEN_NODES: u8 = 20;
+const MAX_OPEN_NODES: u8 = 10;
 /// The standalone relays, and the region of the first.
 const RELAYS: [u8; 2] = [251, 252];
 const FIRST_REGION: u16 = 901;
@@ -224,6 +225,17 @@ pub struct Host {
     pub name: String,
     /// Whether a link stands between its gateway and the internet, and the seed of that.
     pub link: Option<u64>,
+    /// Whether it and its gateway have their other addresses, as in another network.
+    #[serde(default)]
+    pub moved: bool,
+}
+
+impl Host {
+    /// One with a cable, where it is at home.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), link: None, moved: false }
+    }
 }
 
 impl Plan {
@@ -313,7 +325,7 @@ impl Plan {
     pub(crate) fn add_host(&mut self, wanted: &Host) -> Result<(), LabError> {
         check_name("host", &wanted.name)?;
         if let Some(there) = self.hosts.iter().find(|host| host.name == wanted.name) {
-            return if there == wanted {
+            return if there.link == wanted.link {
                 Ok(())
             } else {
                 Err(LabError::Conflict { what: format!("host {} is there, with another link or none", wanted.name) })
@@ -342,23 +354,36 @@ impl Plan {
         })
     }
 
+    /// Takes a client host to its other addresses, or back.
+    ///
+    /// # Errors
+    /// [`LabError::NotFound`] if there is none of this name.
+    pub(crate) fn move_host(&mut self, name: &str) -> Result<(), LabError> {
+        self.host(name)?;
+        self.hosts.iter_mut().filter(|host| host.name == name).for_each(|host| host.moved = !host.moved);
+        Ok(())
+    }
+
     /// The plans of all client hosts.
     #[must_use]
     pub fn all_hosts(&self) -> Vec<HostPlan> {
         let prefix = self.instance.prefix();
-        let plan = |(host, index): (&Host, u8)| HostPlan {
-            name: host.name.clone(),
-            link: host.link,
-            behind: Behind {
-                host_ns: format!("{prefix}{}", host.name),
-                gateway_ns: format!("{prefix}gw-{}", host.name),
-                outer: self.address(FIRST_HOST + index),
-                open: Some(self.address(FIRST_OPEN_HOST + index)),
-                leg: format!("{}-{}", self.bridge_name(), FIRST_HOST + index),
-                gateway: HOST_GATEWAY,
-                host: HOST_ADDRESS,
-            },
-            control: self.instance.run_dir().join(&host.name).join("link.sock"),
+        let plan = |(host, index): (&Host, u8)| {
+            let place = usize::from(host.moved);
+            HostPlan {
+                name: host.name.clone(),
+                link: host.link,
+                behind: Behind {
+                    host_ns: format!("{prefix}{}", host.name),
+                    gateway_ns: format!("{prefix}gw-{}", host.name),
+                    outer: self.address(FIRST_HOST[place] + index),
+                    open: Some(self.address(FIRST_OPEN_HOST[place] + index)),
+                    leg: format!("{}-{}", self.bridge_name(), FIRST_HOST[0] + index),
+                    gateway: HOST_GATEWAY,
+                    host: HOST_ADDRESS[place],
+                },
+                control: self.instance.run_dir().join(&host.name).join("link.sock"),
+            }
         };
         self.hosts.iter().zip(0..MAX_HOSTS).map(plan).collect()
     }
@@ -649,8 +674,8 @@ mod tests {
 
     #[test]
     fn hosts_have_names_and_addresses_of_their_own() {
-        let mut plan = plan(&["a"]);
-        let host = |name: &str| Host { name: name.into(), link: None };
+        let mut plan = plan(&["a", "b"]);
+        let host = |name: &str| Host::new(name);
         plan.add_host(&host("x")).expect("new");
         plan.add_host(&host("x")).expect("the same");
         plan.add_host(&Host { link: Some(1), ..host("y") }).expect("new");
@@ -659,12 +684,20 @@ mod tests {
         assert_eq!(plan.add_host(&host("gw-y")).expect_err("a gateway").exit_code(), 2);
         let y = plan.host("y").expect("it is there");
         assert_eq!((y.behind.outer, y.behind.open), (plan.address(212), Some(plan.address(222))));
+        assert_eq!(y.behind.host, Ipv4Addr::new(192, 168, 78, 10));
         assert_eq!((y.behind.gateway_ns.as_str(), y.process().as_str()), ("gnlab-default-gw-y", "y/link"));
         for n in 2..MAX_HOSTS {
             plan.add_host(&host(&format!("h{n}"))).expect("room");
         }
         assert_eq!(plan.add_host(&host("more")).expect_err("no room").exit_code(), 6);
-        let all = plan.all_hosts().into_iter().flat_map(|h| [Some(h.behind.outer), h.behind.open]).flatten();
+        let mut elsewhere = plan.clone();
+        plan.all_hosts().iter().for_each(|host| elsewhere.move_host(&host.name).expect("there"));
+        let all = plan
+            .all_hosts()
+            .into_iter()
+            .chain(elsewhere.all_hosts())
+            .flat_map(|h| [Some(h.behind.outer), h.behind.open])
+            .flatten();
         let clusters = plan.all_clusters().into_iter().flat_map(|c| [Some(c.outer), c.open]).flatten();
         let all: Vec<Ipv4Addr> =
             all.chain(clusters).chain(plan.relays().map(|r| r.address)).chain([plan.spare_address()]).collect();

@@ -40,7 +40,7 @@ fn site() -> Site {
     assert!(up.status.success(), "{up:?}");
     site.router("a", 1);
     let lab = &site.device.fleet.lab;
-    lab.host(&Host { name: "x".into(), link: None }, &Talk::start()).expect("a client host");
+    lab.host(&Host::new("x"), &Talk::start()).expect("a client host");
     site
 }
 
@@ -112,6 +112,16 @@ fn every_kind_of_nat_is_what_it_is_called() {
             };
             assert_eq!(seen_from_outside(&site, namespace), wanted, "{name} behind {kind:?}");
         }
+    }
+    for kind in kinds {
+        lab.set_nat("x", kind).expect("the gateway obeys");
+        let home = seen_from_outside(&site, &host.host_ns).from;
+        let elsewhere = lab.move_host("x").expect("it moves").behind;
+        let outer = if kind == Nat::None { elsewhere.open.expect("an address of its own") } else { elsewhere.outer };
+        assert_ne!(outer, home);
+        assert_eq!(seen_from_outside(&site, &host.host_ns).from, outer, "moved, behind {kind:?}");
+        lab.move_host("x").expect("it moves back");
+        assert_eq!(seen_from_outside(&site, &host.host_ns).from, home, "moved back, behind {kind:?}");
     }
 }
 
