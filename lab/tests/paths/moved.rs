@@ -1,12 +1,12 @@
 //! A client that moves to another network while it talks.
 
-use std::{fs::File, thread, time::Duration};
+use std::{fs::File, sync::mpsc, thread, time::Duration};
 
 use guildnet_lab::{Host, Talk};
 use nix::sched::{CloneFlags, setns};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{fleet::finish, member::Member, site::Site};
+use crate::{member::Member, site::Site};
 
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -22,28 +22,27 @@ fn a_flow_lives_on_when_its_client_gets_another_address() {
     let site = Site::up(1);
     site.router("a", 1);
     let lab = &site.device.fleet.lab;
-    lab.host(&Host { name: "x".into(), link: None }, &Talk::start()).expect("a client host");
-    let shell = |script: &str| {
-        let mut shell = lab.inside("x", "sh").expect("a host of the lab");
-        shell.args(["-ec", script]);
-        finish(shell, b"", Duration::from_secs(10)).ok()
-    };
+    lab.host(&Host::new("x"), &Talk::start()).expect("a client host");
     let namespace = File::open(format!("/run/netns/gnlab-{}-x", lab.plan().instance)).expect("the host's namespace");
+    let (asks, asked) = mpsc::channel();
+    let (moves, moved) = mpsc::channel();
     let stall = thread::scope(|scope| {
-        let talking = || {
+        let site = &site;
+        let talking = move || {
             // This thread, and all that it starts, are on the client host from here on.
             setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(talk_through_a_move(&site, || {
-                shell(
-                    "set -- $(ip -4 route show default); via=$3 device=$5
-                    ip address add 192.168.78.20/24 dev $device
-                    ip address del 192.168.78.10/24 dev $device
-                    ip route replace default via $via dev $device",
-                );
+            runtime.block_on(talk_through_a_move(site, || {
+                asks.send(()).expect("somebody moves it");
+                moved.recv().expect("it moved");
             }))
         };
-        scope.spawn(talking).join().expect("it talked")
+        let talking = scope.spawn(talking);
+        if asked.recv().is_ok() {
+            lab.move_host("x").expect("it moves");
+            moves.send(()).expect("somebody waits");
+        }
+        talking.join().expect("it talked")
     });
     eprintln!("the longest silence: {stall:?}");
 }

@@ -2,11 +2,20 @@
 
 use std::{net::Ipv4Addr, time::SystemTime};
 
-use guildnet_model::ConnectorStatus;
+use guildnet_model::{ConnectorStatus, DialError, NodeInfo};
+use tokio::sync::oneshot;
 use ts_keys::DiscoKeyPair;
 
-use super::*;
-use crate::{disco, netmap::Key, stream::Bell, tls};
+use super::{flows::Role, *};
+use crate::{
+    connector::Dial,
+    disco,
+    flow::End,
+    netmap::{Key, Peer, SelfNode},
+    standing::WATCH,
+    stream::{Bell, TailStream},
+    tls,
+};
 
 /// A node that knows nobody yet.
 fn node() -> Node {
@@ -74,4 +83,133 @@ async fn a_call_counts_only_from_the_relay_connection_of_its_peer() {
     assert_eq!(learned(ingress::Source::Relay(other)), (vec![], 1), "recorded, and sent again by someone else");
     assert_eq!(learned(ingress::Source::Direct(addr)), (vec![], 2));
     assert_eq!(learned(ingress::Source::Relay(router)), (vec![addr], 2));
+}
+
+/// A node that knows `count` routers of its cluster, the first of which is elected. Nobody is behind them.
+fn with_routers(count: u8, now: Instant) -> Node {
+    let mut node = node();
+    let info = NodeInfo {
+        name: "me".into(),
+        id: 0,
+        addresses: vec!["100.64.0.9".parse().expect("an address")],
+        node_key: String::new(),
+        tags: Vec::new(),
+        key_expiry: None,
+    };
+    let router = |n: u8| Peer {
+        id: u64::from(n),
+        name: format!("router-{n}"),
+        node_key: Key([n; 32]),
+        disco_key: None,
+        addresses: Vec::new(),
+        allowed: if n == 1 { vec!["10.96.0.0/16".parse().expect("a network")] } else { Vec::new() },
+        endpoints: Vec::new(),
+        home_relay: None,
+        online: Some(true),
+        tags: vec!["tag:gn-a-router".into()],
+    };
+    let self_node = SelfNode { info, node_key: Key([0; 32]), allowed: Vec::new(), expired: false };
+    let peers = (1..=count).map(|n| (u64::from(n), Arc::new(router(n)))).collect();
+    let map = Arc::new(NetMap { self_node, peers, relays: Vec::new() });
+    with_scratch(|scratch| node.apply_map(map, &mut scratch.work, now));
+    node
+}
+
+/// A dial, and how it ended.
+fn dial(node: &mut Node, now: Instant) -> oneshot::Receiver<Result<TailStream, DialError>> {
+    let (answer, answered) = oneshot::channel();
+    node.dial(Dial { to: "10.96.0.1:443".parse().expect("a target"), flow: 1, answer }, now);
+    answered
+}
+
+/// The flows, by the router that each goes through.
+fn flows(node: &Node) -> Vec<(u8, u64, Role)> {
+    let router = |flow: &flows::Flow| node.peers.get(flow.tuple.peer).map_or(0, |slot| slot.key.0[0]);
+    let mut all: Vec<_> = node.flows.iter().map(|(id, flow)| (router(flow), id, flow.role)).collect();
+    all.sort_by_key(|(router, ..)| *router);
+    all
+}
+
+fn doubted(node: &Node) -> Vec<u8> {
+    let mut all: Vec<_> = node.peers.iter().filter(|s| s.standing.is_doubted()).map(|slot| slot.key.0[0]).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Two routers, a dial through the first, and the flow through the second that time has brought.
+fn raced(routers: u8) -> (Node, Instant, oneshot::Receiver<Result<TailStream, DialError>>, u64) {
+    let start = Instant::now();
+    let mut node = with_routers(routers, start);
+    let answered = dial(&mut node, start);
+    assert_eq!(flows(&node), [(1, 1, Role::Dialled)]);
+    node.run_race(1, start);
+    assert_eq!(flows(&node).len(), 1, "it has its time");
+    let now = start + Duration::from_secs(1);
+    node.run_race(1, now);
+    let [(1, 1, Role::Dialled), (2, rival, Role::Rival(1))] = flows(&node)[..] else { panic!("{:?}", flows(&node)) };
+    (node, now, answered, rival)
+}
+
+#[tokio::test]
+async fn a_dial_without_an_answer_is_tried_through_the_next_router_and_the_first_that_opens_is_taken() {
+    let (mut node, now, mut answered, rival) = raced(2);
+    node.on_opened(rival, now);
+    answered.try_recv().expect("an answer").expect("a stream");
+    assert_eq!(flows(&node), [(1, 1, Role::Watched { lost: Some(now) }), (2, rival, Role::Dialled)]);
+    assert_eq!(doubted(&node), [1]);
+    // The next dial goes there at once.
+    let again = dial(&mut node, now);
+    assert_eq!(flows(&node).last().map(|(router, ..)| *router), Some(2));
+    drop(again);
+    // A late answer clears the first router, and nobody takes it.
+    node.on_opened(1, now);
+    assert_eq!(doubted(&node), [0; 0]);
+}
+
+#[tokio::test]
+async fn the_first_router_may_win_late_and_its_rivals_are_only_watched() {
+    let (mut node, now, mut answered, rival) = raced(2);
+    node.on_opened(1, now);
+    answered.try_recv().expect("an answer").expect("a stream");
+    assert_eq!(flows(&node), [(1, 1, Role::Dialled), (2, rival, Role::Watched { lost: None })]);
+    let over = now + WATCH;
+    with_scratch(|scratch| node.on_watch_over(rival, &mut scratch.work, over));
+    assert_eq!(flows(&node), [(1, 1, Role::Dialled)]);
+    assert_eq!(doubted(&node), [0; 0], "it has lost nothing");
+}
+
+#[tokio::test]
+async fn a_refusal_by_any_way_is_the_targets_own() {
+    let (mut node, now, mut answered, rival) = raced(2);
+    node.remove_flow(rival, End::Refused, now);
+    assert!(matches!(answered.try_recv().expect("an answer"), Err(DialError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn a_router_that_leaves_the_map_hands_its_dials_over() {
+    let (mut node, now, mut answered, rival) = raced(3);
+    let first = node.peers.by_node(Key([1; 32])).expect("a slot");
+    with_scratch(|scratch| node.drop_peer(first, &mut scratch.work, now));
+    assert!(answered.try_recv().is_err(), "it is still tried");
+    assert_eq!(flows(&node), [(2, rival, Role::Dialled)]);
+    node.run_race(rival, now + Duration::from_secs(1));
+    let [(2, _, Role::Dialled), (3, third, Role::Rival(heir))] = flows(&node)[..] else { panic!("{:?}", flows(&node)) };
+    assert_eq!(heir, rival);
+    node.on_opened(third, now);
+    answered.try_recv().expect("an answer").expect("a stream");
+}
+
+#[tokio::test]
+async fn a_dial_that_nobody_waits_for_leaves_nothing() {
+    let (mut node, now, answered, _) = raced(2);
+    drop(answered);
+    with_scratch(|scratch| {
+        node.pump(1, &mut scratch.work, now);
+        let over = now + WATCH;
+        for (_, id, _) in flows(&node) {
+            node.pump(id, &mut scratch.work, over);
+        }
+    });
+    assert_eq!(flows(&node), []);
+    assert!(node.peers.iter().all(|slot| slot.flows == 0));
 }
