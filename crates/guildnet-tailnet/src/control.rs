@@ -49,7 +49,7 @@ pub(crate) enum ControlEvent {
     Connecting,
     /// The server refuses this node until it gets another preauth key; asked again every minute.
     NeedsKey {
-        /// The server's own words.
+        /// The server's own words, as one line.
         why: String,
     },
     /// The server has accepted the node key (of now: it may have been replaced, see [`Identity::watch_node`]).
@@ -58,7 +58,7 @@ pub(crate) enum ControlEvent {
     Map(Arc<NetMap>),
     /// The connection is down; the last map stays valid.
     Down {
-        /// The cause.
+        /// The cause, as one line.
         why: String,
         /// When the next attempt begins.
         retry_in: Duration,

@@ -672,6 +672,18 @@ mod tests {
         assert!(!client.task.is_finished());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_takes_nothing_is_given_up_after_ten_seconds() {
+        let (client, relay) = Client::introduced().await;
+        let start = Instant::now();
+        // More than lies between the two when nobody reads.
+        let packet = Bytes::from_static(&[0; 1300]);
+        while start.elapsed() < WRITE_LIMIT && client.outgoing.send((PEER, packet.clone())).await.is_ok() {}
+        let end = End::Broken("the relay accepted nothing for 10s".into());
+        assert_eq!((client.task.await.expect("no panic"), start.elapsed()), (end, WRITE_LIMIT));
+        drop(relay);
+    }
+
     #[test]
     fn a_problem_is_said_once_a_minute() {
         let (mut health, start) = (Health::default(), Instant::now());

@@ -19,6 +19,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A request that waits for its answer.
 pub(super) struct Asked {
+    /// Path and query.
     pub(super) path: String,
     pub(super) body: Value,
     reply: oneshot::Sender<Response<Body>>,
@@ -56,7 +57,7 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, asked: 
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let asked = asked.clone();
         async move {
-            let path = request.uri().path().to_owned();
+            let path = request.uri().path_and_query().expect("a path").to_string();
             let body = request.into_body().collect().await.expect("a body").to_bytes();
             let (reply, answer) = oneshot::channel();
             let body = serde_json::from_slice(&body).expect("JSON");
