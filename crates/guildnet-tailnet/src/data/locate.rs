@@ -103,7 +103,9 @@ impl Locator {
             let ip = relay.ipv4.or_else(|| relay.host.parse().ok());
             match ip {
                 Some(ip) => self.servers.push((relay.region, SocketAddr::new(ip.into(), port))),
-                None => unresolved.push((relay.region, relay.host.clone(), port)),
+                // Looked up one after the other: few, so that those that have an answer need not wait for a silent resolver.
+                None if unresolved.len() < MAX_SERVERS => unresolved.push((relay.region, relay.host.clone(), port)),
+                None => {}
             }
         }
         (self.asked, self.asked_all) = (None, None);
@@ -260,6 +262,35 @@ mod tests {
 
     fn server(region: u16) -> Server {
         (region, SocketAddr::from(([192, 0, 2, 1], region)))
+    }
+
+    #[tokio::test]
+    async fn of_relays_without_an_address_few_are_looked_up_and_of_the_others_all_are_known() {
+        let relay = |region: u16| Relay {
+            region,
+            name: String::new(),
+            // A label that is too long: refused without a question to any resolver.
+            host: "x".repeat(64),
+            port: 443,
+            ipv4: (region > 9).then_some(Ipv4Addr::LOCALHOST),
+            stun_port: Some(3478),
+        };
+        let info = guildnet_model::NodeInfo {
+            name: "me".into(),
+            id: 1,
+            addresses: vec![],
+            node_key: String::new(),
+            tags: vec![],
+            key_expiry: None,
+        };
+        let (node_key, allowed) = (crate::netmap::Key([1; 32]), vec![]);
+        let self_node = crate::netmap::SelfNode { info, node_key, allowed, expired: false };
+        let map = NetMap { self_node, peers: std::collections::BTreeMap::new(), relays: (1..=18).map(relay).collect() };
+        let mut locator = Locator::new(41641);
+        locator.apply(&map);
+        assert_eq!(locator.servers.len(), 9);
+        assert_eq!(locator.resolved().await.failed.len(), MAX_SERVERS);
+        locator.stop().await;
     }
 
     #[tokio::test]
