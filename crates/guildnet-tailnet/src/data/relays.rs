@@ -315,6 +315,9 @@ impl Relays {
 
     /// Leaves all connections and makes the home relay's anew: their way is gone.
     pub(super) fn reconnect(&mut self, now: Instant) {
+        // From here they are as far as they are.
+        self.rtts = Rtts::default();
+        self.moved = None;
         for (_, live) in self.live.drain() {
             live.cancel.cancel();
         }

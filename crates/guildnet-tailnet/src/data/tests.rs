@@ -116,9 +116,9 @@ fn with_routers(count: u8, now: Instant) -> Node {
 }
 
 /// A dial, and how it ended.
-fn dial(node: &mut Node, now: Instant) -> oneshot::Receiver<Result<TailStream, DialError>> {
+fn dial(node: &mut Node, flow: u64, now: Instant) -> oneshot::Receiver<Result<TailStream, DialError>> {
     let (answer, answered) = oneshot::channel();
-    node.dial(Dial { to: "10.96.0.1:443".parse().expect("a target"), flow: 1, answer }, now);
+    node.dial(Dial { to: "10.96.0.1:443".parse().expect("a target"), flow, answer }, now);
     answered
 }
 
@@ -140,7 +140,7 @@ fn doubted(node: &Node) -> Vec<u8> {
 fn raced(routers: u8) -> (Node, Instant, oneshot::Receiver<Result<TailStream, DialError>>, u64) {
     let start = Instant::now();
     let mut node = with_routers(routers, start);
-    let answered = dial(&mut node, start);
+    let answered = dial(&mut node, 1, start);
     assert_eq!(flows(&node), [(1, 1, Role::Dialled)]);
     node.run_race(1, start);
     assert_eq!(flows(&node).len(), 1, "it has its time");
@@ -158,7 +158,7 @@ async fn a_dial_without_an_answer_is_tried_through_the_next_router_and_the_first
     assert_eq!(flows(&node), [(1, 1, Role::Watched { lost: Some(now) }), (2, rival, Role::Dialled)]);
     assert_eq!(doubted(&node), [1]);
     // The next dial goes there at once.
-    let again = dial(&mut node, now);
+    let again = dial(&mut node, 2, now);
     assert_eq!(flows(&node).last().map(|(router, ..)| *router), Some(2));
     drop(again);
     // A late answer clears the first router, and nobody takes it.
