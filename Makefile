@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-faults lab-ten lab-matrix lab-nat bench bench-kube load
+	lab-faults lab-ten lab-matrix lab-nat bench bench-quick bench-kube load
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -61,8 +61,11 @@ lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of thei
 lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
 	@scripts/lab-wide.sh '/^(fail_over|link|moved|nat|routers)::/'
 
-bench: ## 64 MiB through the connector and through Go's tsnet, side by side, on the running lab (ARGS=--json)
+bench: ## the connector beside Go's tsnet, on the running lab -> bench/results/ (ARGS=--json)
 	@scripts/bench.sh $(ARGS)
+
+bench-quick: ## the same in fewer rounds, some minutes
+	@scripts/bench.sh --rounds 3 --mib 32 $(ARGS)
 
 bench-kube: ## Kubernetes through the Host App beside the API server asked directly, on the running lab (ARGS=--json; root)
 	@scripts/bench-kube.sh $(ARGS)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make bench`: 64 MiB through the connector and through Go's tsnet, interleaved, on the lab's cluster a (`make up` first).
+# `make bench`: the connector beside Go's tsnet, interleaved, on the lab's cluster a (`make up` first); `make bench-quick`: the same in
+# fewer rounds. Both leave their figures in bench/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
@@ -19,6 +20,9 @@ if [[ ! -x $tsnet ]]; then
     (cd bench/peers/tsnet && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$tsnet.new" .)
     mv "$tsnet.new" "$tsnet"
 fi
+mkdir -p bench/results
+commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD -- crates bench || echo ' with changes')
 exec "${CARGO_TARGET_DIR:-target}/release/guildnet-bench" compare --tsnet "$tsnet" \
+    --save bench/results/tailnet.json --commit "$commit" \
     --headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key" \
     --headscale-ca "$person/headscale-ca.pem" "$@"

@@ -7,7 +7,10 @@ use std::{
 };
 
 use guildnet_model::{Dialer, Io, Secret, Target};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+};
 use url::Url;
 
 use crate::{
@@ -16,6 +19,9 @@ use crate::{
     tailnet::{JOIN_LIMIT, JOIN_PAUSE, Member, ROUTES},
     usage,
 };
+
+/// Bytes of a download that outlasts what is measured beside it.
+const ENDLESS: u64 = 1 << 40;
 
 /// What the client is to join and measure.
 #[derive(Debug, clap::Args)]
@@ -76,32 +82,26 @@ impl Session {
     }
 
     async fn run(&mut self, line: &str, answer: &mut Answer) -> Result<(), Failure> {
-        let mut words = line.split_whitespace();
-        let command = words.next().unwrap_or_default();
-        let n: u64 = words.next().map_or(Ok(0), str::parse)?;
-        match command {
-            "join" => self.join().await,
-            "down" => self.download(n).await,
-            "up" => self.upload(n).await,
-            "rtt" | "dial" => {
-                let mut micros = Vec::new();
-                for _ in 0..n {
-                    let begin = Instant::now();
-                    if command == "rtt" {
-                        self.echo().await?;
-                    } else {
-                        drop(self.dialer.dial(self.target).await?);
-                    }
-                    micros.push(u64::try_from(begin.elapsed().as_micros())?);
-                }
-                micros.sort_unstable();
-                if let Some(last) = micros.len().checked_sub(1) {
-                    answer.p50_us = micros[micros.len() / 2];
-                    answer.p99_us = micros[last * 99 / 100];
-                }
-                Ok(())
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["join"] => self.join().await,
+            ["down", bytes] => download(self.flow()?, bytes.parse()?).await,
+            ["up", bytes] => upload(self.flow()?, bytes.parse()?).await,
+            ["many", count, way, bytes] => self.many(count.parse()?, way == "down", bytes.parse()?, answer).await,
+            ["rtt", count] => {
+                let flow = self.flow()?;
+                sample(count.parse()?, answer, async || echo(flow).await).await
             }
-            other => Err(format!("unknown command {other:?}").into()),
+            ["beside", count] => self.beside(count.parse()?, answer).await,
+            ["dial", count] => {
+                let (dialer, target) = (&self.dialer, self.target);
+                let once = async || {
+                    dialer.dial(target).await?;
+                    Ok(())
+                };
+                sample(count.parse()?, answer, once).await
+            }
+            _ => Err(format!("unknown command {line:?}").into()),
         }
     }
 
@@ -111,8 +111,8 @@ impl Session {
         loop {
             let failure: Failure = match self.dialer.dial(self.target).await {
                 Ok(flow) => {
-                    self.flow = Some(flow);
-                    match self.echo().await {
+                    let flow = self.flow.insert(flow);
+                    match echo(flow).await {
                         Ok(()) => return Ok(()),
                         Err(why) => why,
                     }
@@ -130,42 +130,95 @@ impl Session {
         self.flow.as_mut().ok_or_else(|| "not joined".into())
     }
 
-    async fn echo(&mut self) -> Result<(), Failure> {
-        let flow = self.flow()?;
-        flow.write_all(&header(b'P', 1)).await?;
-        flow.flush().await?;
-        flow.read_exact(&mut [0; HEADER]).await?;
+    /// As many transfers at once.
+    async fn many(&self, count: usize, down: bool, bytes: u64, answer: &mut Answer) -> Result<(), Failure> {
+        let mut flows = Vec::new();
+        for _ in 0..count {
+            flows.push(self.dialer.dial(self.target).await?);
+        }
+        let mut running = JoinSet::new();
+        for mut flow in flows {
+            running.spawn(async move {
+                let begin = Instant::now();
+                let moved = if down { download(&mut flow, bytes).await } else { upload(&mut flow, bytes).await };
+                moved.map(|()| begin.elapsed().as_secs_f64())
+            });
+        }
+        let mut times = Vec::new();
+        while let Some(ended) = running.join_next().await {
+            times.push(ended??);
+        }
+        answer.fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
+        answer.slowest = times.iter().copied().fold(0.0, f64::max);
         Ok(())
     }
 
-    async fn download(&mut self, bytes: u64) -> Result<(), Failure> {
+    /// Round trips beside a download that goes on for as long as they take.
+    async fn beside(&mut self, count: u64, answer: &mut Answer) -> Result<(), Failure> {
+        let mut bulk = self.dialer.dial(self.target).await?;
+        let load = tokio::spawn(async move { download(&mut bulk, ENDLESS).await });
         let flow = self.flow()?;
-        flow.write_all(&header(b'D', bytes)).await?;
-        flow.flush().await?;
-        let mut buffer = vec![0; 1 << 16];
-        let mut left = bytes;
-        while left > 0 {
-            let want = buffer.len().min(usize::try_from(left)?);
-            match flow.read(&mut buffer[..want]).await? {
-                0 => return Err(format!("the far end closed with {left} bytes to come").into()),
-                got => left -= got as u64,
-            }
+        let done = sample(count, answer, async || echo(flow).await).await;
+        if load.is_finished() {
+            return Err("the download beside ended early".into());
         }
-        Ok(())
+        load.abort();
+        done
     }
+}
 
-    async fn upload(&mut self, bytes: u64) -> Result<(), Failure> {
-        let flow = self.flow()?;
-        flow.write_all(&header(b'U', bytes)).await?;
-        let chunk = vec![0; 1 << 16];
-        let mut left = bytes;
-        while left > 0 {
-            let now = chunk.len().min(usize::try_from(left)?);
-            flow.write_all(&chunk[..now]).await?;
-            left -= now as u64;
-        }
-        flow.flush().await?;
-        flow.read_exact(&mut [0]).await?;
-        Ok(())
+/// Does something so often, and takes the time of each.
+async fn sample(
+    count: u64,
+    answer: &mut Answer,
+    mut once: impl AsyncFnMut() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut micros = Vec::new();
+    for _ in 0..count {
+        let begin = Instant::now();
+        once().await?;
+        micros.push(u64::try_from(begin.elapsed().as_micros())?);
     }
+    micros.sort_unstable();
+    if let Some(last) = micros.len().checked_sub(1) {
+        answer.p50_us = micros[micros.len() / 2];
+        answer.p99_us = micros[last * 99 / 100];
+    }
+    Ok(())
+}
+
+async fn echo(flow: &mut Box<dyn Io>) -> Result<(), Failure> {
+    flow.write_all(&header(b'P', 1)).await?;
+    flow.flush().await?;
+    flow.read_exact(&mut [0; HEADER]).await?;
+    Ok(())
+}
+
+async fn download(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
+    flow.write_all(&header(b'D', bytes)).await?;
+    flow.flush().await?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut left = bytes;
+    while left > 0 {
+        let want = buffer.len().min(usize::try_from(left)?);
+        match flow.read(&mut buffer[..want]).await? {
+            0 => return Err(format!("the far end closed with {left} bytes to come").into()),
+            got => left -= got as u64,
+        }
+    }
+    Ok(())
+}
+
+async fn upload(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
+    flow.write_all(&header(b'U', bytes)).await?;
+    let chunk = vec![0; 1 << 16];
+    let mut left = bytes;
+    while left > 0 {
+        let now = chunk.len().min(usize::try_from(left)?);
+        flow.write_all(&chunk[..now]).await?;
+        left -= now as u64;
+    }
+    flow.flush().await?;
+    flow.read_exact(&mut [0]).await?;
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The side-by-side run: the same commands to each client in turn, medians over the rounds.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -8,11 +9,13 @@ use std::{
 
 use guildnet_model::{Secret, Target};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     figures::{Failure, median},
     protocol::Answer,
     tailnet::Tailnet,
+    usage,
 };
 
 /// What to measure, where.
@@ -35,31 +38,51 @@ pub(crate) struct Compare {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+    /// Write the same JSON to this file.
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// The commit that is measured, for the record.
+    #[arg(long)]
+    commit: Option<String>,
 }
 
 /// One figure, side by side. Medians over the rounds.
 #[derive(Debug, Serialize)]
 struct Row {
-    figure: &'static str,
+    figure: String,
     unit: &'static str,
     ours: f64,
-    tsnet: f64,
+    peers: BTreeMap<&'static str, f64>,
+    /// Ours by Go tsnet's.
     ratio: f64,
+    target: String,
+    met: bool,
 }
 
-/// A figure's name, its unit, and how it is read off an answer; the number is the transfer's size in bytes.
-type Figure = (&'static str, &'static str, fn(&Answer, u64) -> f64);
+/// What a figure must reach, as a part of tsnet's in the same run, or by itself.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Not compared: no more than that.
+    Below(f64),
+    /// Only reported.
+    None,
+}
+
+/// A figure's name, its unit, its goal, and how it is read off an answer; the number is the transfer's size in bytes.
+type Figure = (String, &'static str, Goal, fn(&Answer, u64) -> f64);
 
 /// One command of a round, and how its answer becomes figures.
 struct Measure {
     command: String,
+    bytes: u64,
     figures: Vec<Figure>,
 }
 
 impl Compare {
     /// Starts both clients, runs the rounds, prints the figures.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let bytes = self.mib << 20;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let keys = runtime.block_on(self.tailnet.mint(2))?;
         let me = std::env::current_exe()?;
@@ -68,17 +91,23 @@ impl Compare {
 
         let mut rows = Vec::new();
         let joins = [ours.ask("join")?, tsnet.ask("join")?];
-        rows.push(row("start to first byte", "s", &[joins[0].seconds], &[joins[1].seconds]));
-        rows.push(row("memory, idle", "MiB", &[mib(joins[0].rss_kib)], &[mib(joins[1].rss_kib)]));
+        let once = |of: fn(&Answer) -> f64| [of(&joins[0]), of(&joins[1])].map(|value| vec![value]);
+        rows.push(row("start to first byte".into(), "s", Goal::AtMost(1.1), &once(|a| a.seconds)));
+        rows.push(row("memory, idle".into(), "MiB", Goal::AtMost(0.4), &once(|a| mib(a.rss_kib))));
 
-        for measure in measures(bytes) {
-            let mut seen: Vec<[Answer; 2]> = Vec::new();
-            for _ in 0..self.rounds {
-                seen.push([ours.ask(&measure.command)?, tsnet.ask(&measure.command)?]);
+        for measure in measures(self.mib << 20) {
+            let mut seen: [Vec<Answer>; 2] = Default::default();
+            for round in 0..self.rounds {
+                // Who comes first finds the machine as the other has left it: they take turns.
+                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+                for k in order {
+                    let peer = if k == 0 { &mut ours } else { &mut tsnet };
+                    seen[k].push(peer.ask(&measure.command)?);
+                }
             }
-            for (figure, unit, of) in measure.figures {
-                let column = |k: usize| seen.iter().map(|pair| of(&pair[k], bytes)).collect::<Vec<_>>();
-                rows.push(row(figure, unit, &column(0), &column(1)));
+            for (figure, unit, goal, of) in measure.figures {
+                let columns = seen.each_ref().map(|all| all.iter().map(|answer| of(answer, measure.bytes)).collect());
+                rows.push(row(figure, unit, goal, &columns));
             }
         }
         ours.finish()?;
@@ -88,45 +117,102 @@ impl Compare {
 
     fn print(&self, rows: &[Row]) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
+        let all = json!({ "rounds": self.rounds, "commit": self.commit, "machine": usage::machine(), "rows": rows });
+        if let Some(file) = &self.save {
+            std::fs::write(file, format!("{}\n", serde_json::to_string_pretty(&all)?))
+                .map_err(|why| format!("{}: {why}", file.display()))?;
+        }
         if self.json {
-            serde_json::to_writer_pretty(&mut out, &serde_json::json!({ "rounds": self.rounds, "rows": rows }))?;
+            serde_json::to_writer_pretty(&mut out, &all)?;
             writeln!(out)?;
             return Ok(());
         }
-        writeln!(out, "{:<32} {:>10} {:>10} {:>7}", "", "guildnet", "tsnet", "ratio")?;
+        writeln!(out, "{:<44} {:>10} {:>10} {:>7}  target", "", "guildnet", "tsnet", "ratio")?;
         for r in rows {
             let name = format!("{}, {}", r.figure, r.unit);
-            writeln!(out, "{name:<32} {:>10.3} {:>10.3} {:>7.2}", r.ours, r.tsnet, r.ratio)?;
+            let mark = if r.met { "" } else { "  NOT MET" };
+            let tsnet = r.peers.get(TSNET).copied().unwrap_or(f64::NAN);
+            writeln!(out, "{name:<44} {:>10.3} {tsnet:>10.3} {:>7.2}  {}{mark}", r.ours, r.ratio, r.target)?;
         }
         Ok(())
     }
 }
+
+/// How the peer is called in results.
+const TSNET: &str = "tsnet";
+/// Bytes of a transfer when many run at once, all together: what one alone moves.
+const SHARE: u64 = 8;
 
 fn measures(bytes: u64) -> Vec<Measure> {
     #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
     fn rate(a: &Answer, bytes: u64) -> f64 {
         bytes as f64 / 1e6 / a.seconds
     }
+    #[expect(clippy::cast_precision_loss, reason = "sizes here are far below 2^53")]
+    fn cpu_per_gib(a: &Answer, bytes: u64) -> f64 {
+        a.cpu / (bytes as f64 / f64::from(1 << 30))
+    }
     #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
     fn p50(a: &Answer, _: u64) -> f64 {
         a.p50_us as f64
     }
-    vec![
-        Measure { command: "rtt 300".into(), figures: vec![("round trip, p50", "us", p50)] },
-        Measure { command: "dial 30".into(), figures: vec![("dial, p50", "us", p50)] },
+    #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
+    fn p99(a: &Answer, _: u64) -> f64 {
+        a.p99_us as f64
+    }
+    fn spread(a: &Answer, _: u64) -> f64 {
+        a.slowest / a.fastest
+    }
+    let mut all = vec![
         Measure {
-            command: format!("down {bytes}"),
-            figures: vec![("down", "MB/s", rate), ("down, processor time", "s", |a, _| a.cpu)],
-        },
-        Measure {
-            command: format!("up {bytes}"),
+            command: "rtt 300".into(),
+            bytes: 0,
             figures: vec![
-                ("up", "MB/s", rate),
-                ("up, processor time", "s", |a, _| a.cpu),
-                ("memory, loaded", "MiB", |a, _| mib(a.rss_kib)),
+                ("round trip, p50".into(), "us", Goal::AtMost(0.9), p50),
+                ("round trip, p99".into(), "us", Goal::None, p99),
             ],
         },
-    ]
+        Measure {
+            command: "beside 300".into(),
+            bytes: 0,
+            figures: vec![
+                ("round trip beside a download, p50".into(), "us", Goal::AtMost(0.9), p50),
+                ("round trip beside a download, p99".into(), "us", Goal::None, p99),
+            ],
+        },
+        Measure {
+            command: "dial 100".into(),
+            bytes: 0,
+            figures: vec![
+                ("dial, p50".into(), "us", Goal::AtMost(0.9), p50),
+                ("dial, p99".into(), "us", Goal::None, p99),
+            ],
+        },
+    ];
+    for way in ["down", "up"] {
+        all.push(Measure {
+            command: format!("{way} {bytes}"),
+            bytes,
+            figures: vec![
+                (way.into(), "MB/s", Goal::AtLeast(1.5), rate),
+                (format!("{way}, processor time"), "s/GiB", Goal::AtMost(0.4), cpu_per_gib),
+            ],
+        });
+    }
+    for (count, way) in [(8, "down"), (8, "up"), (64, "down"), (64, "up")] {
+        let each = bytes * SHARE / count;
+        all.push(Measure {
+            command: format!("many {count} {way} {each}"),
+            bytes: each * count,
+            figures: vec![
+                (format!("{way}, {count} flows"), "MB/s", Goal::AtLeast(1.0), rate),
+                (format!("{way}, {count} flows, slowest by fastest"), "", Goal::Below(2.0), spread),
+            ],
+        });
+    }
+    let loaded: Figure = ("memory, loaded".into(), "MiB", Goal::AtMost(0.15), |a, _| mib(a.rss_kib));
+    all.push(Measure { command: format!("up {bytes}"), bytes, figures: vec![loaded] });
+    all
 }
 
 #[expect(clippy::cast_precision_loss, reason = "memory sizes are far below 2^53")]
@@ -134,9 +220,16 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-fn row(figure: &'static str, unit: &'static str, ours: &[f64], tsnet: &[f64]) -> Row {
-    let (ours, tsnet) = (median(ours), median(tsnet));
-    Row { figure, unit, ours, tsnet, ratio: ours / tsnet }
+fn row(figure: String, unit: &'static str, goal: Goal, columns: &[Vec<f64>; 2]) -> Row {
+    let [ours, tsnet] = columns.each_ref().map(|column| median(column));
+    let ratio = ours / tsnet;
+    let (target, met) = match goal {
+        Goal::AtLeast(part) => (format!("at least {part} of {TSNET}"), ratio >= part),
+        Goal::AtMost(part) => (format!("at most {part} of {TSNET}"), ratio <= part),
+        Goal::Below(limit) => (format!("below {limit}"), ours < limit),
+        Goal::None => (String::new(), true),
+    };
+    Row { figure, unit, ours, peers: BTreeMap::from([(TSNET, tsnet)]), ratio, target, met }
 }
 
 /// A client process.

@@ -1,7 +1,15 @@
 //! The line protocol between the benchmark and its clients, and the far end's byte protocol.
 //!
-//! A client reads commands (`join`, `down BYTES`, `up BYTES`, `rtt COUNT`, `dial COUNT`) on standard input and answers
-//! each with one line of JSON, an [`Answer`]. The Go program in `peers/tsnet` speaks the same.
+//! A client reads commands on standard input and answers each with one line of JSON, an [`Answer`]. The Go program in
+//! `peers/tsnet` speaks the same.
+//!
+//! | command | what is done |
+//! |---|---|
+//! | `join` | joins, and echoes a first byte |
+//! | `down BYTES`, `up BYTES` | one transfer on the flow that the join has opened |
+//! | `many COUNT down BYTES`, `many COUNT up BYTES` | as many flows at once, so many bytes on each |
+//! | `rtt COUNT`, `beside COUNT` | single bytes there and back, alone and beside a download on another flow |
+//! | `dial COUNT` | connections opened and closed, one after the other |
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +29,12 @@ pub(crate) struct Answer {
     /// 99th percentile of the samples, microseconds.
     #[serde(default)]
     pub(crate) p99_us: u64,
+    /// Time of the flow that was done first, of many; seconds.
+    #[serde(default)]
+    pub(crate) fastest: f64,
+    /// Time of the one that was done last, seconds.
+    #[serde(default)]
+    pub(crate) slowest: f64,
     /// Resident memory after the command, KiB.
     pub(crate) rss_kib: u64,
     /// Why the command failed, if it did.

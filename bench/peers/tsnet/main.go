@@ -31,6 +31,8 @@ type answer struct {
 	CPU     float64 `json:"cpu"`
 	P50us   int64   `json:"p50_us,omitempty"`
 	P99us   int64   `json:"p99_us,omitempty"`
+	Fastest float64 `json:"fastest,omitempty"`
+	Slowest float64 `json:"slowest,omitempty"`
 	RSSKiB  int64   `json:"rss_kib"`
 	Error   string  `json:"error,omitempty"`
 }
@@ -86,19 +88,24 @@ func (c *client) run(words []string, a *answer) error {
 			return err
 		}
 	}
+	if words[0] == "many" && len(words) == 4 {
+		bytes, err := strconv.ParseUint(words[3], 10, 64)
+		if err != nil {
+			return err
+		}
+		return c.many(int(n), words[2] == "down", bytes, a)
+	}
 	switch words[0] {
 	case "join":
 		return c.join()
 	case "down":
-		if err := c.send('D', n); err != nil {
-			return err
-		}
-		_, err := io.CopyBuffer(io.Discard, io.LimitReader(c.flow, int64(n)), make([]byte, 1<<16))
-		return err
+		return download(c.flow, n)
 	case "up":
-		return c.upload(n)
+		return upload(c.flow, n)
 	case "rtt":
-		return sample(n, a, c.echo)
+		return sample(n, a, func() error { return echo(c.flow) })
+	case "beside":
+		return c.beside(n, a)
 	case "dial":
 		return sample(n, a, func() error {
 			conn, err := c.dial()
@@ -128,7 +135,7 @@ func (c *client) join() error {
 	}
 	for ctx.Err() == nil {
 		if c.flow, err = c.dial(); err == nil {
-			if err = c.echo(); err == nil {
+			if err = echo(c.flow); err == nil {
 				return nil
 			}
 		}
@@ -142,33 +149,103 @@ func (c *client) dial() (net.Conn, error) {
 	return c.server.Dial(ctx, "tcp", c.target)
 }
 
-func (c *client) send(command byte, n uint64) error {
-	header := binary.BigEndian.AppendUint64([]byte{command}, n)
-	_, err := c.flow.Write(header)
-	return err
+// many runs as many transfers at once, each on a flow of its own.
+func (c *client) many(count int, down bool, bytes uint64, a *answer) error {
+	flows := make([]net.Conn, 0, count)
+	for range count {
+		flow, err := c.dial()
+		if err != nil {
+			return err
+		}
+		defer flow.Close()
+		flows = append(flows, flow)
+	}
+	type ended struct {
+		seconds float64
+		err     error
+	}
+	done := make(chan ended, count)
+	for _, flow := range flows {
+		go func() {
+			begin, err := time.Now(), error(nil)
+			if down {
+				err = download(flow, bytes)
+			} else {
+				err = upload(flow, bytes)
+			}
+			done <- ended{time.Since(begin).Seconds(), err}
+		}()
+	}
+	var failed error
+	for range count {
+		one := <-done
+		if one.err != nil {
+			failed = one.err
+		}
+		if a.Fastest == 0 || one.seconds < a.Fastest {
+			a.Fastest = one.seconds
+		}
+		a.Slowest = max(a.Slowest, one.seconds)
+	}
+	return failed
 }
 
-func (c *client) echo() error {
-	if err := c.send('P', 1); err != nil {
+// beside measures round trips beside a download that goes on for as long as they take.
+func (c *client) beside(n uint64, a *answer) error {
+	bulk, err := c.dial()
+	if err != nil {
 		return err
 	}
-	_, err := io.ReadFull(c.flow, make([]byte, 9))
+	ended := make(chan error, 1)
+	go func() { ended <- download(bulk, 1<<40) }()
+	err = sample(n, a, func() error { return echo(c.flow) })
+	select {
+	case why := <-ended:
+		return fmt.Errorf("the download beside ended early: %v", why)
+	default:
+		bulk.Close()
+		<-ended
+	}
 	return err
 }
 
-func (c *client) upload(n uint64) error {
-	if err := c.send('U', n); err != nil {
+func send(flow net.Conn, command byte, n uint64) error {
+	_, err := flow.Write(binary.BigEndian.AppendUint64([]byte{command}, n))
+	return err
+}
+
+func echo(flow net.Conn) error {
+	if err := send(flow, 'P', 1); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(flow, make([]byte, 9))
+	return err
+}
+
+func download(flow net.Conn, n uint64) error {
+	if err := send(flow, 'D', n); err != nil {
+		return err
+	}
+	got, err := io.CopyBuffer(io.Discard, io.LimitReader(flow, int64(n)), make([]byte, 1<<16))
+	if err == nil && uint64(got) < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func upload(flow net.Conn, n uint64) error {
+	if err := send(flow, 'U', n); err != nil {
 		return err
 	}
 	chunk := make([]byte, 1<<16)
 	for left := n; left > 0; {
 		k := min(left, uint64(len(chunk)))
-		if _, err := c.flow.Write(chunk[:k]); err != nil {
+		if _, err := flow.Write(chunk[:k]); err != nil {
 			return err
 		}
 		left -= k
 	}
-	_, err := io.ReadFull(c.flow, chunk[:1])
+	_, err := io.ReadFull(flow, chunk[:1])
 	return err
 }
 
