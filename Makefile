@@ -59,7 +59,7 @@ lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of thei
 	@scripts/lab-matrix.sh
 
 lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
-	@scripts/lab-wide.sh '/^(fail_over|link|moved|nat|routers)::/'
+	@scripts/lab-wide.sh '/^(fail_over|join|link|moved|nat|routers)::/'
 
 bench: ## the connector beside Go's tsnet, on the running lab -> bench/results/ (ARGS=--json)
 	@scripts/bench.sh $(ARGS)

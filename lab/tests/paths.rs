@@ -11,6 +11,8 @@ mod fail_over;
 #[path = "it/fleet.rs"]
 #[expect(dead_code, reason = "shared with the other end-to-end tests, which use the rest of it")]
 mod fleet;
+#[path = "paths/join.rs"]
+mod join;
 #[path = "wide/light.rs"]
 #[expect(dead_code, reason = "shared with the wide tests, which use the rest of it")]
 mod light;

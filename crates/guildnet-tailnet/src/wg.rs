@@ -34,8 +34,15 @@ const IDLE_TICK: Duration = Duration::from_secs(5);
 /// How long after the last packet a tunnel counts as busy: beyond the 10 s keep-alive and the 15 s rekey timers.
 const BUSY: Duration = Duration::from_secs(30);
 /// Waits between initiations of one handshake; the last repeats. WireGuard's own is 5 s (whitepaper, section 6.4); the
-/// first ones are shorter, since the first initiation of all is often lost: the peer learns of us at the same moment.
-const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5)];
+/// first ones are shorter, since the first initiation of all is often lost: the peer learns of us in the same second.
+const RETRIES: [Duration; 6] = [
+    Duration::from_millis(250),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
 /// After so long without an answer nobody is there. Source: WireGuard whitepaper, Rekey-Attempt-Time.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(90);
 /// Data that wants an answer and got none for so long: the peer may have lost the session, as a restarted router has. A new
@@ -43,6 +50,11 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(90);
 const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 /// The least time between two such beginnings.
 const FRESH: Duration = Duration::from_secs(3);
+/// Both of these for a session through which no data has come yet: a peer that learns of our new run only now drops the session
+/// that it has just agreed to, and a dial waits for it.
+const UNPROVED: Duration = Duration::from_millis(300);
+/// For so long: a target that has nothing to say proves nothing, and is no reason to begin again and again.
+const UNPROVED_LIMIT: Duration = Duration::from_secs(5);
 /// A peer that has just learned our disco key may drop the session that it had with our former run: tailscaled does, some
 /// milliseconds after it has begun to answer pings (`wgengine/userspace.go`, `discoChanged`). So long is waited.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -170,6 +182,10 @@ pub(crate) struct Tunnel {
     last_attempt: Option<Instant>,
     unanswered: Option<Instant>,
     established: Option<SystemTime>,
+    /// When the first session of this tunnel was begun that no data has proved yet.
+    unproved: Option<Instant>,
+    /// Whether data has ever come.
+    proved: bool,
     /// Whether there is a session: looked up where that can change, not for each packet.
     up: bool,
 }
@@ -187,6 +203,8 @@ impl Tunnel {
             last_attempt: None,
             unanswered: None,
             established: None,
+            unproved: None,
+            proved: false,
             up: false,
         }
     }
@@ -215,14 +233,15 @@ impl Tunnel {
         if self.attempt.is_some() {
             return None;
         }
-        self.begin_again(now, out)
+        self.catch_up(now, out);
+        self.attempt = Some(Attempt { began: now, sent: 0, next: now });
+        self.initiate(now, out)
     }
 
     /// Begins a handshake again, at once: there is evidence that the peer can hear us now, or has lost the session.
     pub(crate) fn begin_again(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        self.catch_up(now, out);
-        self.attempt = Some(Attempt { began: now, sent: 0, next: now });
-        self.initiate(now, out)
+        (self.attempt, self.proved, self.unproved) = (None, false, None);
+        self.begin(now, out)
     }
 
     /// The peer may drop the session in a moment, see `SETTLE`: a handshake is begun then.
@@ -263,6 +282,7 @@ impl Tunnel {
         self.last_used = Some(now);
         if wants_answer {
             self.unanswered.get_or_insert(now);
+            self.unproved.get_or_insert(now);
         }
     }
 
@@ -286,7 +306,10 @@ impl Tunnel {
             self.catch_up(now, out);
         }
         let opened = match self.tunn.decapsulate(None, datagram, out) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                self.proved = true;
+                Opened::Packet(packet)
+            }
             TunnResult::WriteToNetwork(message) => Opened::Reply(message),
             TunnResult::Done if kind == Message::Cookie => return Opened::Cookie,
             TunnResult::Done => Opened::Empty,
@@ -328,8 +351,10 @@ impl Tunnel {
         if self.attempt.is_some_and(|attempt| attempt.next <= now) {
             return self.initiate(now, out);
         }
-        let lost = self.unanswered.is_some_and(|at| since(at) >= SILENCE_LIMIT)
-            && self.last_attempt.is_none_or(|at| since(at) >= FRESH);
+        let young = !self.proved && self.unproved.is_some_and(|at| since(at) < UNPROVED_LIMIT);
+        let (silence, fresh) = if young { (UNPROVED, UNPROVED) } else { (SILENCE_LIMIT, FRESH) };
+        let lost = self.unanswered.is_some_and(|at| since(at) >= silence)
+            && self.last_attempt.is_none_or(|at| since(at) >= fresh);
         if lost && self.attempt.is_none() {
             return self.begin(now, out);
         }

@@ -1,12 +1,14 @@
 //! A client that moves to another network while it talks.
 
-use std::{fs::File, sync::mpsc, thread, time::Duration};
+use std::{sync::mpsc, thread, time::Duration};
 
 use guildnet_lab::{Host, Talk};
-use nix::sched::{CloneFlags, setns};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{member::Member, site::Site};
+use crate::{
+    member::{Member, on_host},
+    site::Site,
+};
 
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -23,21 +25,17 @@ fn a_flow_lives_on_when_its_client_gets_another_address() {
     site.router("a", 1);
     let lab = &site.device.fleet.lab;
     lab.host(&Host::new("x"), &Talk::start()).expect("a client host");
-    let namespace = File::open(format!("/run/netns/gnlab-{}-x", lab.plan().instance)).expect("the host's namespace");
     let (asks, asked) = mpsc::channel();
     let (moves, moved) = mpsc::channel();
     let stall = thread::scope(|scope| {
         let site = &site;
-        let talking = move || {
-            // This thread, and all that it starts, are on the client host from here on.
-            setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(talk_through_a_move(site, || {
+        let talking = scope.spawn(move || {
+            let change = move || {
                 asks.send(()).expect("somebody moves it");
                 moved.recv().expect("it moved");
-            }))
-        };
-        let talking = scope.spawn(talking);
+            };
+            on_host(site, "x", async move || talk_through_a_move(site, change).await)
+        });
         if asked.recv().is_ok() {
             lab.move_host("x").expect("it moves");
             moves.send(()).expect("somebody waits");

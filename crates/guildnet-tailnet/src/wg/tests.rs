@@ -151,3 +151,27 @@ fn garbage_is_refused() {
     }
     pair.shake_hands();
 }
+
+#[test]
+fn a_peer_that_has_dropped_a_young_session_is_asked_again_soon_and_a_silent_target_is_no_reason_for_more() {
+    let mut pair = Pair::new();
+    let start = pair.now;
+    // Begun anew each time that it is asked for, within a minute of data that nothing answers.
+    let begins = |tunnel: &mut Tunnel| {
+        let mut times = Vec::new();
+        while let Some(next) = tunnel.next().filter(|next| *next < start + Duration::from_secs(60)) {
+            tunnel.on_send(next, true);
+            if tunnel.on_tick(next, &mut EMPTY.clone()).is_some_and(|length| length == MESSAGE) {
+                times.push(next.saturating_duration_since(start).as_secs_f64());
+                // As if it had been answered, and the session dropped once more.
+                tunnel.attempt = None;
+            }
+        }
+        times
+    };
+    pair.shake_hands();
+    pair.near.on_send(start, true);
+    let times = begins(&mut pair.near);
+    assert!(times.first().is_some_and(|first| *first <= 0.6), "{times:?}");
+    assert!(times.iter().filter(|at| **at > 6.0).count() <= 20, "{times:?}");
+}
