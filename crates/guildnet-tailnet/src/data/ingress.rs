@@ -166,7 +166,7 @@ impl Node {
         for id in self.flows.of(id) {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             let stalled = std::mem::replace(&mut flow.stalled, false);
-            let connecting = flow.answer.is_some();
+            let connecting = !flow.opened;
             if connecting {
                 flow.cell.tcp().repeat_syn();
             }
