@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use guildnet_model::{Secret, Target};
@@ -138,6 +139,9 @@ impl Compare {
     }
 }
 
+/// How long a client may take to end, and how often that is looked at.
+const END_LIMIT: Duration = Duration::from_secs(10);
+const END_LOOK: Duration = Duration::from_millis(50);
 /// How the peer is called in results.
 const TSNET: &str = "tsnet";
 /// Bytes of a transfer when many run at once, all together: what one alone moves.
@@ -277,11 +281,20 @@ impl Peer {
         }
     }
 
-    /// Closes standard input, which ends the client, and waits for it.
+    /// Closes standard input, which ends the client, and waits for it. One that does not end is killed: tsnet's own close was
+    /// seen to hang after many flows, and its figures are in.
     fn finish(self) -> Result<(), Failure> {
         let Self { name, mut child, commands, answers } = self;
         drop((commands, answers));
-        let status = child.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}").into()) }
+        let begun = Instant::now();
+        while begun.elapsed() < END_LIMIT {
+            if let Some(status) = child.try_wait()? {
+                return if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}").into()) };
+            }
+            std::thread::sleep(END_LOOK);
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(())
     }
 }
