@@ -144,7 +144,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 const END_LOOK: Duration = Duration::from_millis(50);
 /// How the peer is called in results.
 const TSNET: &str = "tsnet";
-/// Bytes of a transfer when many run at once, all together: what one alone moves.
+/// How much more is moved when many transfers run at once, all together, than by one alone.
 const SHARE: u64 = 8;
 
 fn measures(bytes: u64) -> Vec<Measure> {
@@ -167,31 +167,18 @@ fn measures(bytes: u64) -> Vec<Measure> {
     fn spread(a: &Answer, _: u64) -> f64 {
         a.slowest / a.fastest
     }
+    let times = |command: &str, what: &str| Measure {
+        command: command.into(),
+        bytes: 0,
+        figures: vec![
+            (format!("{what}, p50"), "us", Goal::AtMost(0.9), p50),
+            (format!("{what}, p99"), "us", Goal::None, p99),
+        ],
+    };
     let mut all = vec![
-        Measure {
-            command: "rtt 300".into(),
-            bytes: 0,
-            figures: vec![
-                ("round trip, p50".into(), "us", Goal::AtMost(0.9), p50),
-                ("round trip, p99".into(), "us", Goal::None, p99),
-            ],
-        },
-        Measure {
-            command: "beside 300".into(),
-            bytes: 0,
-            figures: vec![
-                ("round trip beside a download, p50".into(), "us", Goal::AtMost(0.9), p50),
-                ("round trip beside a download, p99".into(), "us", Goal::None, p99),
-            ],
-        },
-        Measure {
-            command: "dial 100".into(),
-            bytes: 0,
-            figures: vec![
-                ("dial, p50".into(), "us", Goal::AtMost(0.9), p50),
-                ("dial, p99".into(), "us", Goal::None, p99),
-            ],
-        },
+        times("rtt 300", "round trip"),
+        times("beside 300", "round trip beside a download"),
+        times("dial 100", "dial"),
     ];
     for way in ["down", "up"] {
         all.push(Measure {

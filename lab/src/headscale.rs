@@ -195,19 +195,10 @@ log:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Person;
 
     #[test]
     fn settings_keep_everything_on_the_bridge() {
-        let plan = Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into()],
-            light: vec![],
-            hosts: vec![],
-        };
+        let plan = Plan::sample(&["a"]);
         insta::assert_snapshot!(config(&plan, false));
     }
 }

@@ -208,6 +208,20 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A lab of whole clusters and nothing else, for tests.
+    #[cfg(test)]
+    pub(crate) fn sample(clusters: &[&str]) -> Self {
+        Self {
+            instance: "default".parse().expect("a name"),
+            bridge: 0,
+            network: [10, 99, 0],
+            person: Person { uid: 1000, gid: 1000 },
+            clusters: clusters.iter().map(|id| (*id).to_owned()).collect(),
+            light: vec![],
+            hosts: vec![],
+        }
+    }
+
     /// The bridge's name.
     #[must_use]
     pub fn bridge_name(&self) -> String {
@@ -415,15 +429,7 @@ mod tests {
     use super::*;
 
     fn plan(clusters: &[&str]) -> Plan {
-        Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person::NOBODY,
-            clusters: clusters.iter().map(ToString::to_string).collect(),
-            light: vec![],
-            hosts: vec![],
-        }
+        Plan { person: Person::NOBODY, ..Plan::sample(clusters) }
     }
 
     #[test]

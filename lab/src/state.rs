@@ -197,19 +197,10 @@ pub(crate) fn root() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Person;
 
     #[test]
     fn a_state_survives_the_disk() {
-        let plan = Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into()],
-            light: vec![],
-            hosts: vec![],
-        };
+        let plan = Plan::sample(&["a"]);
         let mut state = State::new(plan);
         state.shut_doors.push("a".into());
         state.processes.insert("a/etcd".into(), Running { pid: 7, started: 99 });

@@ -2,7 +2,7 @@
 //!
 //! A turn takes what the socket has, decrypts it, hands it to its flow, wakes the application, collects what the flows put
 //! out, encrypts it into one super-packet and sends that; then other connectors of the shard get theirs. Nothing here is
-//! locked but a flow's buffers, nothing is queued without bound. Steps in detail: `ingress`, `egress`, `dial`; what is
+//! locked but a flow's buffers, nothing is queued without bound. Steps in detail: `ingress`, `egress`, `dial`, `race`; what is
 //! known of peers: `peers`; relays and own addresses: `relays`, `locate`; what is told: `report`.
 
 mod dial;

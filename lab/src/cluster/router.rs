@@ -204,18 +204,10 @@ pub(crate) fn tailscale(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Person, Plan};
+    use crate::plan::Plan;
 
     fn state() -> State {
-        State::new(Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into(), "b".into()],
-            light: vec!["a".into(), "b".into()],
-            hosts: vec![],
-        })
+        State::new(Plan { light: vec!["a".into(), "b".into()], ..Plan::sample(&["a", "b"]) })
     }
 
     #[test]

@@ -274,18 +274,9 @@ pub(crate) fn api_addresses(cluster: &ClusterPlan) -> [std::net::IpAddr; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Person;
 
     fn cluster() -> ClusterPlan {
-        let plan = Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into()],
-            light: vec![],
-            hosts: vec![],
-        };
+        let plan = Plan::sample(&["a"]);
         plan.cluster("a").expect("it is there")
     }
 

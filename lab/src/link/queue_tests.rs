@@ -1,3 +1,5 @@
+//! What the queue does to ten thousand packets, by fixed seeds, and what holds whatever its settings.
+
 #![allow(clippy::cast_precision_loss, reason = "statistics of ten thousand packets")]
 
 use proptest::{collection::vec, prelude::*};

@@ -80,19 +80,11 @@ fn nat_rules(behind: &Behind, nat: Nat) -> [(&'static str, &'static str, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Host, Person, Plan};
+    use crate::plan::{Host, Plan};
 
     #[test]
     fn only_a_full_cone_and_no_nat_let_in_what_comes_unasked() {
-        let mut plan = Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into()],
-            light: vec![],
-            hosts: vec![],
-        };
+        let mut plan = Plan::sample(&["a"]);
         plan.add_host(&Host::new("x")).expect("new");
         let rules = |name: &str, nat| nat_rules(&plan.behind(name).expect("there"), nat).map(|(_, _, rules)| rules);
         let cone = [

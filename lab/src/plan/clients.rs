@@ -228,19 +228,10 @@ pub enum Nat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Person;
 
     #[test]
     fn hosts_have_names_and_addresses_of_their_own() {
-        let mut plan = Plan {
-            instance: "default".parse().expect("a name"),
-            bridge: 0,
-            network: [10, 99, 0],
-            person: Person { uid: 1000, gid: 1000 },
-            clusters: vec!["a".into(), "b".into()],
-            light: vec![],
-            hosts: vec![],
-        };
+        let mut plan = Plan::sample(&["a", "b"]);
         let host = |name: &str| Host::new(name);
         plan.add_host(&host("x")).expect("new");
         plan.add_host(&host("x")).expect("the same");

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -11,24 +10,22 @@ use guildnet_model::{
     Connector, ConnectorSnapshot, ConnectorSpec, DialError, Io, PathKind, Secret, StartConnector as _, Target,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
-use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{fleet::ROUTES, site::Site};
+use crate::{
+    fleet::ROUTES,
+    site::{Site, within},
+};
 
 /// How long a connector may take until its first dial succeeds.
 const JOIN: Duration = Duration::from_secs(60);
 
-/// Does something as a program on a client host: this thread's successor, and all that it starts, are there.
+/// Does something on a client host: what is started there, an engine's threads among it, stays there.
 pub(crate) fn on_host<T: Send>(site: &Site, host: &str, work: impl AsyncFnOnce() -> T + Send) -> T {
-    let instance = &site.device.fleet.lab.plan().instance;
-    let namespace = fs::File::open(format!("/run/netns/gnlab-{instance}-{host}")).expect("the host's namespace");
-    let there = move || {
-        setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may");
+    within(&format!("gnlab-{}-{host}", site.device.fleet.lab.plan().instance), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(work())
-    };
-    thread::scope(|scope| scope.spawn(there).join()).expect("it ran to its end")
+    })
 }
 
 /// A member of a cluster's tailnet. It leaves when it is dropped.

@@ -129,7 +129,7 @@ fn every_kind_of_nat_is_what_it_is_called() {
 fn every_kind_of_nat_with_every_other() {
     let site = site();
     let lab = &site.device.fleet.lab;
-    let key = site.key_file("a", "clientAuthKey").display().to_string();
+    let key = site.device.key_file("a", "clientAuthKey").display().to_string();
     let mut table = format!("{:<16}", "client \\ router");
     KINDS.iter().for_each(|(_, name)| write!(table, " {name:<24}").expect("a string grows"));
     let mut rows = KINDS.map(|(_, name)| format!("{name:<16}"));

@@ -1,12 +1,6 @@
 //! A lab of light clusters with namespaces and as many routers as a test wants, and what is seen from its hosts.
 
-use std::{
-    fs,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -37,23 +31,12 @@ impl Site {
     /// Has a router of a cluster join, with the tag and the networks that all of them have.
     #[track_caller]
     pub(crate) fn router(&self, cluster: &str, number: u8) {
-        let key = self.key_file(cluster, "routerAuthKey");
+        let key = self.device.key_file(cluster, "routerAuthKey");
         let (number, name) = (number.to_string(), format!("gn-{cluster}-router-{number}"));
         let mut router = self.lab(&["router", cluster, "--number", &number, "--routes", ROUTES]);
         router.args(["--hostname", &name]).arg("--auth-key-file").arg(&key);
         finish(router, b"", STEP).ok();
         fs::remove_file(&key).expect("it was written");
-    }
-
-    /// One of the keys of the cluster's file, in a file of its own.
-    #[track_caller]
-    pub(crate) fn key_file(&self, cluster: &str, field: &str) -> PathBuf {
-        let path = self.device.fleet.home.join(format!("{cluster}-{field}"));
-        let key = self.device.member(cluster)[field].as_str().expect("a key").to_owned();
-        let mut options = fs::OpenOptions::new();
-        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("root may");
-        std::io::Write::write_all(&mut out, key.as_bytes()).expect("written");
-        path
     }
 
     /// The lab's command.

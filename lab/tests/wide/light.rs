@@ -97,17 +97,24 @@ impl Device {
         serde_json::from_str(&text).expect("JSON")
     }
 
+    /// One of the keys of the cluster's file, in a file of its own.
+    #[track_caller]
+    pub(crate) fn key_file(&self, cluster: &str, field: &str) -> PathBuf {
+        let path = self.fleet.home.join(format!("{cluster}-{field}"));
+        let key = self.member(cluster)[field].as_str().expect("a key").to_owned();
+        let mut options = fs::OpenOptions::new();
+        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("root may");
+        std::io::Write::write_all(&mut out, key.as_bytes()).expect("written");
+        path
+    }
+
     /// The router: told what the DaemonSet's pods would be told.
     #[track_caller]
     pub(crate) fn router(&self, cluster: &str) {
         let file = self.file(cluster).display().to_string();
         let manifest = self.fleet.run(&["router", "manifest", cluster, "--from", &file]).ok();
         let routes = value_of(&manifest, "TS_ROUTES");
-        let key_file = self.fleet.home.join(format!("router-{cluster}.key"));
-        let key = self.member(cluster)["routerAuthKey"].as_str().expect("a router key").to_owned();
-        let mut options = fs::OpenOptions::new();
-        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&key_file).expect("root may");
-        std::io::Write::write_all(&mut out, key.as_bytes()).expect("written");
+        let key_file = self.key_file(cluster, "routerAuthKey");
         let mut router = Command::new(lab_binary());
         router.args(["router", cluster, "--routes", &routes, "--hostname", &format!("gn-{cluster}-router")]);
         router.arg("--auth-key-file").arg(&key_file);
