@@ -45,20 +45,24 @@ use self::{
 use crate::{
     connector::{Command, Ends},
     control::{self, ControlConfig, ControlEvent, LocalReport},
-    flow::Packets,
     health::{Control, Facts},
     machine::Machine,
     netmap::NetMap,
+    packet::Packets,
     path::Action,
     relay::RelayEvent,
     routes::Routes,
     state::Identity,
+    tcp::Budget,
     udp::{self, Batch, Link, Received},
     wg::OwnKey,
 };
 
 /// Packets that a connector may receive, and send, in one turn before others get theirs: about 0.3 ms of work.
 const BUDGET: usize = 256;
+/// Packets after which applications learn of what has come: one that runs beside us begins to read while more is decrypted,
+/// and is not woken for every packet.
+const WAKE: usize = 32;
 /// Events taken in one turn from a channel that has many.
 const EVENTS: usize = 64;
 /// Events of the control connection that may wait; it waits if there are more.
@@ -78,6 +82,7 @@ pub(crate) struct Setup {
     /// What happens to the machine.
     pub(crate) machine: watch::Receiver<Machine>,
     pub(crate) window: usize,
+    pub(crate) memory: usize,
     pub(crate) max_flows: usize,
 }
 
@@ -113,9 +118,8 @@ struct Node {
     identity: Arc<Identity>,
     own: OwnKey,
     window: usize,
+    budget: Arc<Budget>,
     max_flows: usize,
-    /// The zero of the flows' clocks.
-    start: Instant,
     link: Link,
     map: Option<Arc<NetMap>>,
     routes: Routes,
@@ -125,6 +129,8 @@ struct Node {
     locator: Locator,
     /// What paths want to be sent; emptied by the step that filled it.
     actions: Vec<Action>,
+    /// Flows that have received something, whose applications were not woken yet.
+    fed: Vec<u64>,
     /// Flows that want a turn.
     runnable: VecDeque<u64>,
     /// How many flows there were that no dialler knows.
@@ -151,7 +157,7 @@ struct Node {
 /// Runs a connector until it is cancelled. All that it started has ended when it returns.
 pub(crate) async fn run(setup: Setup, ends: Ends) {
     let Ends { mut commands, status, bell, cancel } = ends;
-    let Setup { spec, tls, identity, socket, control, mut machine, window, max_flows } = setup;
+    let Setup { spec, tls, identity, socket, control, mut machine, window, memory, max_flows } = setup;
     let link = match Link::new(socket) {
         Ok(link) => link,
         Err(error) => {
@@ -181,8 +187,8 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         spec,
         identity,
         window,
+        budget: Arc::new(Budget::new(memory)),
         max_flows,
-        start: Instant::now(),
         link,
         map: None,
         routes: Routes::default(),
@@ -191,6 +197,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         relays,
         locator,
         actions: Vec::new(),
+        fed: Vec::new(),
         runnable: VecDeque::new(),
         rivals: 0,
         looked: Instant::now(),
@@ -287,8 +294,12 @@ impl Node {
             for (from, datagram) in received.datagrams() {
                 self.on_datagram(ingress::Source::Direct(from), datagram, work, now);
                 count += 1;
+                if count % WAKE == 0 {
+                    self.wake_fed();
+                }
             }
         }
+        self.wake_fed();
         self.run_timers(work, now);
         let mut rung = std::mem::take(&mut self.rung);
         self.flows.bell().take(&mut rung);
@@ -305,6 +316,7 @@ impl Node {
             let Some(id) = self.runnable.pop_front() else { break };
             sent += self.pump(id, work, now);
         }
+        self.link.send(&mut work.batch);
         count >= BUDGET || (!self.runnable.is_empty() && !self.link.is_blocked())
     }
 
@@ -353,6 +365,18 @@ impl Node {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// Wakes the applications of flows that have received something.
+    fn wake_fed(&mut self) {
+        let mut fed = std::mem::take(&mut self.fed);
+        for id in fed.drain(..) {
+            if let Some(flow) = self.flows.get_mut(id) {
+                let wakers = flow.cell.tcp().wakers();
+                wakers.into_iter().flatten().for_each(std::task::Waker::wake);
+            }
+        }
+        self.fed = fed;
     }
 
     fn make_runnable(&mut self, id: u64) {

@@ -38,9 +38,10 @@ const MAX_SHARDS: usize = 4;
 /// Connectors that may wait to be taken over by their shard. A shard takes one at its next turn, so more than a few wait
 /// only if hundreds are started in the same millisecond.
 const WAITING_JOBS: usize = 1024;
-/// TCP window of a flow, bytes: enough for a gigabit at 8 ms. Pages that are never used cost no memory where the
-/// allocator has such blocks from the system, as `guildnet` sees to.
+/// TCP window of a flow at first, bytes: enough for a gigabit at 8 ms. It costs no memory until it is used.
 const WINDOW: usize = 1 << 20;
+/// What a connector's flows may hold in all, bytes: sixteen of them in full flight over a long path.
+const MEMORY: usize = 128 << 20;
 /// Flows that one connector may have open at once. A browser and a busy kubectl stay below a hundred.
 const MAX_FLOWS: usize = 4096;
 
@@ -50,15 +51,18 @@ const MAX_FLOWS: usize = 4096;
 pub struct EngineConfig {
     /// Data threads; `None`: as many as the machine has cores, at most four.
     pub shards: Option<NonZeroUsize>,
-    /// TCP window of a flow in bytes, each way.
+    /// TCP window of a flow in bytes, each way, at first. It grows where the path's round trips need more.
     pub window: usize,
+    /// What the flows of one connector may hold in their buffers together, bytes. Each may have 64 KiB each way all the
+    /// same.
+    pub memory: usize,
     /// Flows that one connector may have open at once.
     pub max_flows: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { shards: None, window: WINDOW, max_flows: MAX_FLOWS }
+        Self { shards: None, window: WINDOW, memory: MEMORY, max_flows: MAX_FLOWS }
     }
 }
 
@@ -122,6 +126,7 @@ impl StartConnector for Engine {
             control: self.control.handle.clone(),
             machine: self.machine.clone(),
             window: self.config.window,
+            memory: self.config.memory,
             max_flows: self.config.max_flows,
             spec,
         };

@@ -19,14 +19,15 @@ mod connector;
 mod data;
 mod disco;
 mod engine;
-mod flow;
 mod health;
 mod machine;
+mod packet;
 mod path;
 mod routes;
 mod standing;
 mod stream;
 mod stun;
+mod tcp;
 mod udp;
 mod wg;
 

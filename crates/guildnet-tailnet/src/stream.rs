@@ -1,7 +1,7 @@
 //! The stream that a dial returns, usable from any thread, and the bell by which it calls the data task.
 //!
-//! Stream and data task share the flow's TCP state behind a short lock: the stream copies bytes in and out of its buffers,
-//! the task moves packets. There is no queue between them, so backpressure is TCP's own window.
+//! Stream and data task share the flow's TCP state behind a short lock: bytes change hands in chunks, which the stream fills and
+//! empties without it. There is no queue between them, so backpressure is TCP's own window.
 
 use std::{
     fmt, io,
@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use tokio::{
@@ -18,7 +19,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::flow::Tcp;
+use crate::tcp::{LARGE_WRITE, MAX_WRITE, Tcp};
 
 /// Calls the data task from any thread: which flows want a turn. A flow is listed once until the task has taken it.
 #[derive(Debug, Default)]
@@ -88,11 +89,14 @@ impl FlowCell {
 /// sending half only.
 pub(crate) struct TailStream {
     cell: Arc<FlowCell>,
+    /// Received, and how much of it was read.
+    chunk: Vec<u8>,
+    read: usize,
 }
 
 impl TailStream {
     pub(crate) const fn new(cell: Arc<FlowCell>) -> Self {
-        Self { cell }
+        Self { cell, chunk: Vec::new(), read: 0 }
     }
 }
 
@@ -103,23 +107,38 @@ impl fmt::Debug for TailStream {
 }
 
 impl AsyncRead for TailStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut tcp = self.cell.tcp();
-        let read = ready!(tcp.poll_read(cx, buf.initialize_unfilled()))?;
-        drop(tcp);
-        buf.advance(read.bytes);
-        if read.window_grew {
-            self.cell.ring();
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.read == self.chunk.len() {
+            let read = ready!(self.cell.tcp().poll_read(cx, Instant::now()))?;
+            (self.chunk, self.read) = (read.data, 0);
+            if read.window_grew {
+                self.cell.ring();
+            }
         }
+        let left = &self.chunk[self.read..];
+        let len = left.len().min(buf.remaining());
+        buf.put_slice(&left[..len]);
+        self.read += len;
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for TailStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(self.cell.tcp().poll_write(cx, buf))?;
+        let mut tcp = self.cell.tcp();
+        let room = ready!(tcp.poll_room(cx))?;
+        let len = buf.len().min(room).min(MAX_WRITE);
+        if len >= LARGE_WRITE {
+            // Nobody else writes: the room stays.
+            drop(tcp);
+            let chunk = buf[..len].to_vec();
+            self.cell.tcp().push(chunk);
+        } else {
+            tcp.append(&buf[..len]);
+            drop(tcp);
+        }
         self.cell.ring();
-        Poll::Ready(Ok(written))
+        Poll::Ready(Ok(len))
     }
 
     /// Written bytes are on their way; nothing here holds them back.
@@ -136,7 +155,8 @@ impl AsyncWrite for TailStream {
 
 impl Drop for TailStream {
     fn drop(&mut self) {
-        self.cell.tcp().detach();
+        let has_unread = self.read < self.chunk.len();
+        self.cell.tcp().detach(has_unread);
         self.cell.ring();
     }
 }

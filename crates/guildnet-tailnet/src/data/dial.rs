@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{
     connector::Dial,
-    flow::Tcp,
     health::Control,
     netmap::Key,
     routes::{Choice, Liveness, Unserved},
     stream::FlowCell,
+    tcp::{self, Tcp},
 };
 
 /// Local ports of flows: the dynamic range (RFC 6335, section 6).
@@ -41,7 +41,7 @@ impl Node {
         match opened {
             Ok((tuple, local, race)) => {
                 let at = race.as_ref().map(|race| race.at);
-                let flow = self.insert_flow(id, tuple, local, target, Role::Dialled);
+                let flow = self.insert_flow(id, tuple, local, target, Role::Dialled, now);
                 (flow.answer, flow.race) = (Some(answer), race);
                 if let Some(at) = at {
                     self.flows.schedule(id, at);
@@ -101,7 +101,7 @@ impl Node {
             Err(DialError::Io { target, why })
         };
         match placed {
-            Ok((tuple, local)) => self.insert_flow(id, tuple, local, target, Role::Probe).answer = Some(answer),
+            Ok((tuple, local)) => self.insert_flow(id, tuple, local, target, Role::Probe, now).answer = Some(answer),
             Err(error) => {
                 self.remove_probe(peer);
                 // Nobody waits any more: fine.
@@ -142,9 +142,16 @@ impl Node {
         local: IpAddr,
         target: Target,
         role: Role,
+        now: Instant,
     ) -> &mut Flow {
-        let from = SocketAddr::new(local, tuple.local_port);
-        let tcp = Tcp::connect(from, tuple.remote, self.window, self.start, rand::random());
+        let setup = tcp::Setup {
+            local: SocketAddr::new(local, tuple.local_port),
+            remote: tuple.remote,
+            window: self.window,
+            budget: self.budget.clone(),
+            seed: rand::random(),
+        };
+        let tcp = Tcp::connect(setup, now);
         let cell = Arc::new(FlowCell::new(id, tcp, self.flows.bell().clone()));
         if let Some(slot) = self.peers.get_mut(tuple.peer) {
             slot.flows += 1;

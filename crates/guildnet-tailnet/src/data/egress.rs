@@ -8,9 +8,10 @@ use guildnet_model::DialError;
 use super::{Node, Work, flows::Role, peers::SlotId, relays};
 use crate::{
     disco,
-    flow::{self, End, Phase},
+    packet::BATCH,
     path::Action,
     standing::WATCH,
+    tcp::{End, Phase},
     wg::{MESSAGE, OVERHEAD},
 };
 
@@ -42,7 +43,7 @@ impl Node {
         let by_relay = is_up && slot.path.via(now).direct.is_none();
         let room = match (is_up, by_relay) {
             (false, _) => 0,
-            (true, false) => flow::BATCH,
+            (true, false) => BATCH,
             (true, true) if self.relays.has_room(slot.relay, now) => relays::BATCH,
             (true, true) => 0,
         };
@@ -179,13 +180,15 @@ impl Node {
         for id in self.flows.ids() {
             self.reset_flow(id, work, now);
         }
+        self.link.send(&mut work.batch);
     }
 
-    /// Encrypts the scratch buffer's packets and sends them to a peer.
+    /// Encrypts the scratch buffer's packets and sends them to a peer. The last of them stay in the batch, to which other flows
+    /// may add; the turn's end sends it.
     pub(super) fn transmit(&mut self, peer: SlotId, work: &mut Work, now: Instant) {
         let Some(slot) = self.peers.get_mut(peer) else { return };
         let Work { plain, packets, batch } = work;
-        let wants_answer = packets.iter().any(|packet| flow::parse(packet).is_some_and(|h| h.wants_answer));
+        let wants_answer = packets.wants_answer();
         let was_trusted = slot.path.is_trusted(now);
         let via = slot.path.on_send(now, wants_answer, &mut self.actions);
         if was_trusted && via.relay {
@@ -214,7 +217,6 @@ impl Node {
             }
             batch.add(to, len);
         }
-        self.link.send(batch);
         self.act(peer, now);
     }
 

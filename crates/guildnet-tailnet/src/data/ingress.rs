@@ -8,8 +8,8 @@ use std::{net::SocketAddr, time::Instant};
 use super::{Node, PLAIN, Work, flows::Tuple, peers::SlotId};
 use crate::{
     disco::{self, Message},
-    flow,
     netmap::Key,
+    packet::Segment,
     stun,
     wg::{self, Kind, Opened},
 };
@@ -78,6 +78,7 @@ impl Node {
                     }
                     // They need no relay any more.
                     self.wake_relay_waiting();
+                    self.hurry_flows(id, now);
                 }
             }
             // Only the relay, where the peer has proved its node key, shows that the peer itself sends it now: nobody else can
@@ -135,7 +136,7 @@ impl Node {
             self.send_message(id, &work.plain[..len], now);
         }
         if !was_up || renewed {
-            self.on_session(id);
+            self.on_session(id, now);
         }
     }
 
@@ -157,7 +158,7 @@ impl Node {
     }
 
     /// There may be a new session now: what waited for one goes on, and what was sent with a lost one is sent again.
-    fn on_session(&mut self, id: SlotId) {
+    fn on_session(&mut self, id: SlotId, now: Instant) {
         let Some(slot) = self.peers.get_mut(id) else { return };
         if !slot.tunnel.is_up() {
             return;
@@ -168,9 +169,19 @@ impl Node {
             let stalled = std::mem::replace(&mut flow.stalled, false);
             let connecting = !flow.opened;
             if connecting {
-                flow.cell.tcp().repeat_syn();
+                flow.cell.tcp().repeat_syn(now);
             }
             if stalled || connecting {
+                self.make_runnable(id);
+            }
+        }
+        self.hurry_flows(id, now);
+    }
+
+    /// There is a way to the peer again: what was lost is not waited for.
+    fn hurry_flows(&mut self, peer: SlotId, now: Instant) {
+        for id in self.flows.of(peer) {
+            if self.flows.get_mut(id).is_some_and(|flow| flow.cell.tcp().hurry(now)) {
                 self.make_runnable(id);
             }
         }
@@ -178,26 +189,19 @@ impl Node {
 
     /// An IP packet from a peer, in the first `length` bytes of the scratch buffer.
     fn on_packet(&mut self, peer: SlotId, length: usize, work: &mut Work, now: Instant) {
-        let packet = &work.plain[..length];
-        let flow = flow::parse(packet).and_then(|header| {
-            let tuple = Tuple { peer, remote: header.from, local_port: header.to.port() };
+        let segment = Segment::read(&work.plain[..length]);
+        let flow = segment.as_ref().and_then(|segment| {
+            let tuple = Tuple { peer, remote: segment.from, local_port: segment.to.port() };
             let id = self.flows.find(&tuple)?;
-            self.flows.get_mut(id).filter(|flow| flow.local == header.to.ip()).map(|flow| (id, flow.cell.clone()))
+            self.flows.get_mut(id).filter(|flow| flow.local == segment.to.ip()).map(|flow| (id, segment, flow))
         });
-        let Some((id, cell)) = flow else {
+        let Some((id, segment, flow)) = flow else {
             self.dropped += 1;
             return;
         };
-        work.packets.clear();
-        let wakers = {
-            let mut tcp = cell.tcp();
-            tcp.input(now, packet, &mut work.packets);
-            tcp.wakers()
-        };
-        // Before the acknowledgement is sent: that takes longer than what the application waits for.
-        wakers.into_iter().flatten().for_each(std::task::Waker::wake);
-        if !work.packets.is_empty() {
-            self.transmit(peer, work, now);
+        flow.cell.tcp().input(now, segment);
+        if self.fed.last() != Some(&id) {
+            self.fed.push(id);
         }
         self.make_runnable(id);
     }

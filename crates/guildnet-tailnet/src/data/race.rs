@@ -14,8 +14,8 @@ use super::{
     peers::{Slot, SlotId},
 };
 use crate::{
-    flow::{End, Phase},
     standing::{self, Doubt, Verdict, WATCH},
+    tcp::{End, Phase},
 };
 
 /// Routers through which one dial is tried: a cluster with more is not searched whole.
@@ -53,7 +53,7 @@ impl Node {
         let placed = self.place(peer, inner, target);
         let rtt = self.peers.get(peer).and_then(|slot| slot.path.rtt());
         if let Ok((tuple, local)) = placed {
-            self.insert_flow(rival, tuple, local, target, Role::Rival(id));
+            self.insert_flow(rival, tuple, local, target, Role::Rival(id), now);
         }
         let Some(race) = self.flows.get_mut(id).and_then(|flow| flow.race.as_mut()) else { return };
         if placed.is_ok() {
@@ -211,7 +211,7 @@ impl Node {
                     let target = guildnet_model::Target::from(remote);
                     let rival = self.next_rival();
                     if let Ok((tuple, local)) = self.place(id, remote.ip(), target) {
-                        self.insert_flow(rival, tuple, local, target, Role::Watched { lost: None });
+                        self.insert_flow(rival, tuple, local, target, Role::Watched { lost: None }, now);
                         self.watch(rival, None, now);
                     }
                 }

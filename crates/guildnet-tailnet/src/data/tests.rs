@@ -10,10 +10,10 @@ use super::{flows::Role, *};
 use crate::{
     connector::Dial,
     disco,
-    flow::End,
     netmap::{Key, Peer, SelfNode},
     standing::WATCH,
     stream::{Bell, TailStream},
+    tcp::End,
     tls,
 };
 
@@ -38,8 +38,8 @@ fn node() -> Node {
         },
         own: OwnKey::new(&identity.node()),
         window: 1 << 20,
+        budget: Arc::new(Budget::new(64 << 20)),
         max_flows: 16,
-        start: now,
         locator: Locator::new(link.port()),
         link,
         map: None,
@@ -48,6 +48,7 @@ fn node() -> Node {
         flows: Flows::new(Arc::new(Bell::default())),
         relays: Relays::new(identity.clone(), tls::client_config(Some(&ca)).expect("a config")).0,
         actions: Vec::new(),
+        fed: Vec::new(),
         runnable: VecDeque::new(),
         rivals: 0,
         looked: now,

@@ -1,0 +1,771 @@
+//! The sending half of a flow: what was written, what of it is on its way, what was lost, and when something is due.
+//!
+//! Losses are found by RACK-TLP (RFC 8985) over a scoreboard of what was acknowledged selectively (RFC 2018, RFC 6675), so that only
+//! what was lost is sent again. Positions are offsets in the stream, 64 bits wide: 0 is the SYN, the first byte of data has
+//! 1, the FIN comes after the last one.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{
+    budget::Share,
+    cubic::Cubic,
+    rtt::{Rtt, backed_off},
+};
+
+/// The largest chunk of written bytes.
+pub(super) const CHUNK: usize = 64 << 10;
+/// A chunk that small writes are gathered in.
+const SMALL_CHUNK: usize = 2 << 10;
+/// How long a far end may hold back an acknowledgement (RFC 1122 says 500 ms; Linux 40 ms).
+const DELAYED_ANSWER: Duration = Duration::from_millis(40);
+/// What a tail probe waits for beside two round trips where more than one segment is on its way.
+const PROBE_SLACK: Duration = Duration::from_millis(2);
+/// Segments acknowledged selectively that show a loss even if the path was never seen to reorder (RFC 6675).
+const DUPLICATES: u64 = 3;
+/// Ranges on their way: what bounds a flow that sends crumbs.
+const MAX_SENT: usize = 4096;
+/// The most that the reordering window grows to, in quarters of the smallest round trip; it never exceeds a round trip.
+const MAX_SPREAD: u32 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Flying,
+    /// Acknowledged selectively.
+    Arrived,
+    /// To be sent again.
+    Lost,
+}
+
+/// A range that was sent in one go and has one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sent {
+    start: u64,
+    end: u64,
+    at: Instant,
+    state: State,
+    /// Whether it was sent more than once.
+    again: bool,
+}
+
+impl Sent {
+    const fn len(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Written bytes.
+struct Chunk {
+    start: u64,
+    data: Vec<u8>,
+}
+
+/// A segment to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// The offset of its first byte of data, of the SYN, or of the FIN.
+    pub(super) start: u64,
+    /// Bytes of data.
+    pub(super) len: usize,
+    pub(super) syn: bool,
+    pub(super) fin: bool,
+    /// Whether nothing is written beyond it yet.
+    pub(super) last: bool,
+    again: bool,
+}
+
+impl Piece {
+    const fn end(&self) -> u64 {
+        self.start + self.len as u64 + self.syn as u64 + self.fin as u64
+    }
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alarm {
+    /// More may be lost by then.
+    Reordering,
+    /// The end of what was sent may be lost: nothing after it would show it.
+    Tail,
+    /// Nothing came back.
+    Timeout,
+    /// The far end's window is shut.
+    Shut,
+}
+
+/// What holds the window's growth back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recovery {
+    None,
+    /// After a loss, until all that was on its way then is settled.
+    Loss(u64),
+    /// After a timeout: the window grows from one segment.
+    Timeout(u64),
+}
+
+/// What a reduction of the window was for, to take it back if it was for nothing.
+#[derive(Clone, Copy, Debug)]
+struct Undo {
+    congestion: (u64, u64),
+    /// Bytes sent again since, less those that had arrived twice.
+    again: u64,
+}
+
+/// What an acknowledgement says, as offsets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acknowledgement<'a> {
+    pub(super) upto: u64,
+    /// Ranges that arrived out of order, or twice.
+    pub(super) blocks: &'a [(u64, u64)],
+    /// The end of the far end's window, if this says it newer than all before.
+    pub(super) edge: Option<u64>,
+}
+
+/// The sending half.
+pub(super) struct Sender {
+    /// The sequence number of offset 0.
+    first: u32,
+    /// What is acknowledged, what was sent, what was written: the first byte that is not.
+    una: u64,
+    next: u64,
+    end: u64,
+    closing: bool,
+    /// The end of the far end's window.
+    edge: u64,
+    mss: usize,
+    chunks: VecDeque<Chunk>,
+    share: Share,
+    window: usize,
+    ceiling: usize,
+    sent: VecDeque<Sent>,
+    /// Bytes of `sent` that are flying, lost, and that have arrived out of order.
+    flying: u64,
+    lost: u64,
+    arrived: u64,
+    rtt: Rtt,
+    cubic: Cubic,
+    /// Whether the congestion window held something back since the last acknowledgement.
+    full: bool,
+    /// When what arrived last was sent, and where it ends.
+    newest: Option<(Instant, u64)>,
+    /// How long it took.
+    newest_took: Duration,
+    /// The end of the highest range that arrived.
+    highest: u64,
+    /// In quarters of the smallest round trip: how much later than others a segment may come. 0: the path was never seen
+    /// to reorder.
+    spread: u32,
+    recovery: Recovery,
+    undo: Option<Undo>,
+    /// The tail was probed, up to here.
+    probed: Option<u64>,
+    /// A probe is due whatever the window says.
+    probe_due: bool,
+    shut_probe_due: bool,
+    backoff: u32,
+    alarm: Option<(Instant, Alarm)>,
+    repeated: u64,
+}
+
+impl Sender {
+    /// Only the SYN may be sent until [`Sender::open`].
+    pub(super) fn new(first: u32, mss: usize, window: usize, ceiling: usize, share: Share, now: Instant) -> Self {
+        Self {
+            first,
+            una: 0,
+            next: 0,
+            end: 1,
+            closing: false,
+            edge: 1,
+            mss,
+            chunks: VecDeque::new(),
+            share,
+            window,
+            ceiling,
+            sent: VecDeque::new(),
+            flying: 0,
+            lost: 0,
+            arrived: 0,
+            rtt: Rtt::new(now),
+            cubic: Cubic::new(mss, ceiling),
+            full: false,
+            newest: None,
+            newest_took: Duration::ZERO,
+            highest: 0,
+            spread: 0,
+            recovery: Recovery::None,
+            undo: None,
+            probed: None,
+            probe_due: false,
+            shut_probe_due: false,
+            backoff: 0,
+            alarm: None,
+            repeated: 0,
+        }
+    }
+
+    /// The far end's SYN has told what it takes.
+    pub(super) fn open(&mut self, mss: usize) {
+        self.mss = mss;
+        self.cubic = Cubic::new(mss, self.ceiling);
+    }
+
+    pub(super) const fn number(&self, offset: u64) -> u32 {
+        self.first.wrapping_add(offset as u32)
+    }
+
+    /// The offset of a sequence number, if it is not before the stream's beginning.
+    pub(super) fn offset(&self, number: u32) -> Option<u64> {
+        let distance = number.wrapping_sub(self.number(self.una)).cast_signed();
+        self.una.checked_add_signed(i64::from(distance))
+    }
+
+    /// The first offset that is not acknowledged.
+    pub(super) const fn una(&self) -> u64 {
+        self.una
+    }
+
+    /// The first offset that was never sent.
+    pub(super) const fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub(super) const fn rtt(&self) -> &Rtt {
+        &self.rtt
+    }
+
+    /// Bytes that were sent again.
+    #[cfg(test)]
+    pub(super) const fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    // --- What is written ---
+
+    /// How many bytes may be written now: none until a fair part of the buffer is free.
+    pub(super) fn room(&self) -> usize {
+        // While a hole is mended what came after it waits, too.
+        let flight = usize::try_from(self.cubic.window() * 4).unwrap_or(usize::MAX);
+        let wanted = self.window.max(flight).min(self.ceiling);
+        let limit = self.share.grant(wanted);
+        let room = limit.saturating_sub(self.share.held());
+        if room * 4 >= limit { room } else { 0 }
+    }
+
+    /// Adds bytes, at most [`Sender::room`].
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        match self.chunks.back_mut() {
+            Some(last) if last.data.capacity() - last.data.len() >= bytes.len() => last.data.extend_from_slice(bytes),
+            _ => {
+                let mut data = Vec::with_capacity(bytes.len().max(SMALL_CHUNK));
+                data.extend_from_slice(bytes);
+                self.chunks.push_back(Chunk { start: self.end, data });
+            }
+        }
+        self.wrote(bytes.len());
+    }
+
+    /// Adds a chunk, at most [`Sender::room`] bytes.
+    pub(super) fn push(&mut self, data: Vec<u8>) {
+        let len = data.len();
+        self.chunks.push_back(Chunk { start: self.end, data });
+        self.wrote(len);
+    }
+
+    fn wrote(&mut self, len: usize) {
+        self.end += len as u64;
+        self.share.take(len);
+    }
+
+    /// Nothing more will be written.
+    pub(super) const fn close(&mut self) {
+        self.closing = true;
+    }
+
+    pub(super) const fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Where everything ends, the FIN with it.
+    const fn limit(&self) -> u64 {
+        self.end + self.closing as u64
+    }
+
+    /// Whether something that was written is not acknowledged.
+    pub(super) const fn is_owed(&self) -> bool {
+        self.una < self.limit()
+    }
+
+    /// Whether all, and the FIN, was acknowledged.
+    pub(super) const fn is_finished(&self) -> bool {
+        self.closing && self.una > self.end
+    }
+
+    /// Copies the data at an offset.
+    pub(super) fn copy(&self, start: u64, out: &mut [u8]) {
+        let (mut at, mut done) = (start, 0);
+        let mut k = self.chunks.partition_point(|chunk| chunk.start <= start).saturating_sub(1);
+        while done < out.len() {
+            let Some(chunk) = self.chunks.get(k) else { break };
+            let from = &chunk.data[usize::try_from(at - chunk.start).unwrap_or(usize::MAX)..];
+            let len = from.len().min(out.len() - done);
+            out[done..done + len].copy_from_slice(&from[..len]);
+            (at, done, k) = (at + len as u64, done + len, k + 1);
+        }
+    }
+
+    // --- What is sent ---
+
+    /// The next segment to send, if one may be sent now.
+    pub(super) fn piece(&mut self) -> Option<Piece> {
+        if let Some(piece) = self.lost_piece() {
+            return self.may_fly(&piece).then_some(piece);
+        }
+        if let Some(piece) = self.fresh_piece() {
+            if self.may_fly(&piece) || self.probe_due {
+                return Some(piece);
+            }
+            self.full = true;
+            return None;
+        }
+        if self.probe_due
+            && let Some(last) = self.sent.iter().rev().find(|sent| sent.state == State::Flying)
+        {
+            let start = last.start.max(last.end.saturating_sub(self.mss as u64));
+            return Some(self.piece_of(start, last.end, true));
+        }
+        None
+    }
+
+    fn may_fly(&self, piece: &Piece) -> bool {
+        let fits = self.flying + piece.len as u64 <= self.cubic.window() && self.sent.len() < MAX_SENT;
+        fits || self.flying == 0
+    }
+
+    fn piece_of(&self, start: u64, end: u64, again: bool) -> Piece {
+        if start == 0 {
+            return Piece { start, len: 0, syn: true, fin: false, last: false, again };
+        }
+        let len = usize::try_from(end.min(self.end).saturating_sub(start)).unwrap_or(usize::MAX).min(self.mss);
+        let data_end = start + len as u64;
+        let fin = self.closing && data_end == self.end && end > self.end;
+        Piece { start, len, syn: false, fin, last: data_end == self.end, again }
+    }
+
+    fn lost_piece(&self) -> Option<Piece> {
+        if self.lost == 0 {
+            return None;
+        }
+        let lost = self.sent.iter().find(|sent| sent.state == State::Lost)?;
+        Some(self.piece_of(lost.start, lost.end, true))
+    }
+
+    fn fresh_piece(&self) -> Option<Piece> {
+        let whole = self.piece_of(self.next, self.limit(), false);
+        if whole.end() == whole.start {
+            return None;
+        }
+        let end = whole.start + whole.len as u64;
+        if end <= self.edge || whole.len == 0 {
+            return Some(whole);
+        }
+        let len = usize::try_from(self.edge.saturating_sub(whole.start)).unwrap_or(0);
+        // A window that is nearly shut is not filled with crumbs (RFC 1122, silly window syndrome).
+        if len == 0 || (len < self.mss / 2 && self.flying > 0) {
+            return None;
+        }
+        Some(Piece { len, fin: false, last: false, ..whole })
+    }
+
+    /// A segment from [`Sender::piece`] is sent.
+    pub(super) fn on_sent(&mut self, piece: &Piece, now: Instant) {
+        let (start, end) = (piece.start, piece.end());
+        let flying = Sent { start, end, at: now, state: State::Flying, again: piece.again };
+        if self.probe_due {
+            (self.probe_due, self.probed) = (false, Some(self.next.max(end)));
+        }
+        if piece.again {
+            self.repeated += piece.len as u64;
+            if let Some(undo) = &mut self.undo {
+                undo.again += end - start;
+            }
+            self.set(start, end, |_| Some(flying));
+        } else {
+            self.next = end;
+            self.flying += end - start;
+            match self.sent.back_mut() {
+                Some(last) if last.at == now && last.state == State::Flying && !last.again => last.end = end,
+                _ => self.sent.push_back(flying),
+            }
+        }
+        // The clock runs for what was sent first.
+        if !matches!(self.alarm, Some((_, Alarm::Timeout | Alarm::Reordering))) {
+            self.arm(now);
+        }
+    }
+
+    /// Changes the records of a range, cutting those at its ends; `change` may leave one as it is.
+    fn set(&mut self, start: u64, end: u64, change: impl Fn(&Sent) -> Option<Sent>) {
+        let mut k = self.sent.partition_point(|sent| sent.end <= start);
+        while let Some(&old) = self.sent.get(k) {
+            if old.start >= end {
+                break;
+            }
+            let (from, to) = (old.start.max(start), old.end.min(end));
+            let Some(changed) = change(&old) else {
+                k += 1;
+                continue;
+            };
+            self.count(old.state, to - from, false);
+            self.count(changed.state, to - from, true);
+            self.sent[k] = Sent { start: from, end: to, ..changed };
+            if old.end > to {
+                self.sent.insert(k + 1, Sent { start: to, ..old });
+            }
+            if old.start < from {
+                self.sent.insert(k, Sent { end: from, ..old });
+                k += 1;
+            }
+            k = self.join(k);
+        }
+    }
+
+    /// Joins a record with the one before it, if they are alike. Returns the index of the next one.
+    fn join(&mut self, k: usize) -> usize {
+        if let Some(before) = k.checked_sub(1) {
+            let (a, b) = (self.sent[before], self.sent[k]);
+            // When something that has arrived was sent is of no interest any more.
+            let alike = a.state == b.state && (a.state == State::Arrived || (a.at, a.again) == (b.at, b.again));
+            if alike {
+                self.sent[before].end = b.end;
+                self.sent.remove(k);
+                return k;
+            }
+        }
+        k + 1
+    }
+
+    fn count(&mut self, state: State, bytes: u64, more: bool) {
+        let counter = match state {
+            State::Flying => &mut self.flying,
+            State::Lost => &mut self.lost,
+            State::Arrived => &mut self.arrived,
+        };
+        if more {
+            *counter += bytes;
+        } else {
+            *counter -= bytes;
+        }
+    }
+
+    // --- What comes back ---
+
+    /// Takes an acknowledgement, which must be of something that was sent.
+    pub(super) fn on_acknowledgement(&mut self, ack: &Acknowledgement<'_>, now: Instant) {
+        let was_shut = self.is_shut();
+        if let Some(edge) = ack.edge {
+            self.edge = edge;
+        }
+        let (before, on_the_way, previous) = (self.una, self.flying + self.lost, self.alarm);
+        let mut newly = Newly::default();
+        while let Some(&sent) = self.sent.front() {
+            if sent.start >= ack.upto {
+                break;
+            }
+            let end = sent.end.min(ack.upto);
+            newly.add(&sent, end);
+            self.count(sent.state, end - sent.start, false);
+            if sent.end > end {
+                self.sent[0].start = end;
+            } else {
+                self.sent.pop_front();
+            }
+        }
+        self.una = self.una.max(ack.upto);
+        self.drop_chunks();
+        for (k, &(start, end)) in ack.blocks.iter().enumerate() {
+            // RFC 2883: a first block that is acknowledged already, or lies in the second one, came twice.
+            let inside = ack.blocks.get(1).is_some_and(|&(from, to)| start >= from && end <= to);
+            if k == 0 && (end <= self.una || inside) {
+                self.on_twice(end.saturating_sub(start));
+            } else if end > self.una && start < end && end <= self.next {
+                self.on_arrived(start.max(self.una), end, &mut newly);
+            }
+        }
+        self.judge(&newly, now);
+        if self.una > before {
+            self.backoff = 0;
+            if self.probed.is_some_and(|upto| self.una >= upto) {
+                self.probed = None;
+            }
+        }
+        let has_opened = was_shut && !self.is_shut();
+        if has_opened {
+            self.backoff = 0;
+        }
+        match self.recovery {
+            Recovery::Loss(upto) | Recovery::Timeout(upto) if self.una >= upto => {
+                (self.recovery, self.undo) = (Recovery::None, None);
+            }
+            _ => {}
+        }
+        let congested = self.find_losses(on_the_way, now);
+        if newly.bytes > 0 {
+            let is_full = self.full || on_the_way * 2 >= self.cubic.window();
+            let grows = is_full && !congested && !matches!(self.recovery, Recovery::Loss(_));
+            self.cubic.on_ack(newly.bytes, on_the_way, grows, self.rtt.smooth(), now);
+        }
+        if newly.bytes > 0 {
+            (self.full, self.probe_due) = (false, false);
+        }
+        match previous {
+            _ if self.alarm.is_some() => {}
+            // What only repeats what was known puts nothing off.
+            Some((_, alarm)) if newly.bytes == 0 && !has_opened && alarm != Alarm::Reordering => self.alarm = previous,
+            _ => self.arm(now),
+        }
+    }
+
+    fn drop_chunks(&mut self) {
+        while let Some(chunk) = self.chunks.front() {
+            let len = chunk.data.len();
+            if chunk.start + len as u64 > self.una {
+                break;
+            }
+            self.share.give_back(len);
+            self.chunks.pop_front();
+        }
+    }
+
+    fn on_arrived(&mut self, start: u64, end: u64, newly: &mut Newly) {
+        let k = self.sent.partition_point(|sent| sent.end <= start);
+        for sent in self.sent.range(k..).take_while(|sent| sent.start < end) {
+            if sent.state != State::Arrived {
+                newly.add(&Sent { start: sent.start.max(start), ..*sent }, sent.end.min(end));
+            }
+        }
+        self.set(start, end, |sent| (sent.state != State::Arrived).then_some(Sent { state: State::Arrived, ..*sent }));
+    }
+
+    /// Something came twice: it had not been lost.
+    fn on_twice(&mut self, bytes: u64) {
+        self.spread = (self.spread + 1).min(MAX_SPREAD);
+        let Some(undo) = self.undo.as_mut().filter(|undo| undo.again > 0) else { return };
+        undo.again = undo.again.saturating_sub(bytes);
+        if undo.again == 0 {
+            let (window, threshold) = undo.congestion;
+            self.cubic.undo(window, threshold);
+            (self.undo, self.recovery) = (None, Recovery::None);
+        }
+    }
+
+    /// Learns from what arrived how long it takes and whether the path reorders (RFC 8985 section 6.2, steps 1 to 3).
+    fn judge(&mut self, newly: &Newly, now: Instant) {
+        if let Some(at) = newly.sent_once {
+            self.rtt.add(now.saturating_duration_since(at), now);
+        }
+        if newly.lowest_once.is_some_and(|end| end < self.highest) && self.spread == 0 {
+            self.spread = 1;
+        }
+        self.highest = self.highest.max(newly.highest).max(self.una);
+        let Some((at, end, again)) = newly.newest else { return };
+        let took = now.saturating_duration_since(at);
+        // Too early for an answer to what was sent again: it is one to what was sent first.
+        if again && self.rtt.smallest().is_some_and(|least| took < least) {
+            return;
+        }
+        if self.newest.is_none_or(|newest| newest < (at, end)) {
+            (self.newest, self.newest_took) = (Some((at, end)), took);
+        }
+    }
+
+    /// How much longer than the newest one something may take before it is lost (RFC 8985 section 6.2, step 4).
+    fn patience(&self) -> Duration {
+        if self.spread == 0 {
+            let sure = self.arrived >= DUPLICATES * self.mss as u64 || self.recovery != Recovery::None;
+            if sure {
+                return Duration::ZERO;
+            }
+        }
+        let smooth = self.rtt.smooth().unwrap_or_default();
+        (self.rtt.smallest().unwrap_or_default() / 4 * self.spread.max(1)).min(smooth)
+    }
+
+    /// Finds what was sent so long before something that arrived that it must be lost (RFC 8985 section 6.2, step 5).
+    /// Returns whether the window became smaller for it.
+    fn find_losses(&mut self, on_the_way: u64, now: Instant) -> bool {
+        let Some((newest, end)) = self.newest else { return false };
+        let limit = self.newest_took + self.patience();
+        let mut due: Option<Instant> = None;
+        let (mut found, mut k) = (0, 0);
+        while let Some(sent) = self.sent.get_mut(k) {
+            let older = (sent.at, sent.end) < (newest, end);
+            if sent.state == State::Flying && older {
+                let gone_at = sent.at + limit;
+                if gone_at <= now {
+                    sent.state = State::Lost;
+                    found += sent.len();
+                    k = self.join(k);
+                    continue;
+                }
+                due = Some(due.map_or(gone_at, |at| at.max(gone_at)));
+            } else if !older && !sent.again && sent.start >= self.highest {
+                // What follows was sent later still.
+                break;
+            }
+            k += 1;
+        }
+        self.flying -= found;
+        self.lost += found;
+        self.alarm = due.map(|at| (at, Alarm::Reordering));
+        if found == 0 || self.recovery != Recovery::None {
+            return false;
+        }
+        let congestion = self.cubic.state();
+        let congested = self.cubic.on_loss(found, on_the_way, self.rtt.smooth(), self.rtt.smallest());
+        if congested {
+            self.recovery = Recovery::Loss(self.next);
+            self.undo = Some(Undo { congestion, again: 0 });
+        }
+        congested
+    }
+
+    // --- When something is due ---
+
+    /// Whether only the far end's window holds back what is written.
+    fn is_shut(&self) -> bool {
+        self.sent.is_empty() && self.next < self.end && self.fresh_piece().is_none()
+    }
+
+    fn arm(&mut self, now: Instant) {
+        if let Some((_, Alarm::Reordering)) = self.alarm {
+            return;
+        }
+        let timeout = backed_off(self.rtt.timeout(), self.backoff);
+        self.alarm = if self.flying == 0 && self.lost == 0 {
+            self.is_shut().then_some((now + timeout, Alarm::Shut))
+        } else {
+            let may_probe = self.probed.is_none()
+                && self.backoff == 0
+                && self.lost == 0
+                && self.recovery == Recovery::None
+                && self.next > 1;
+            let probe = self.rtt.smooth().filter(|_| may_probe).map(|smooth| {
+                let slack = if self.flying <= self.mss as u64 { DELAYED_ANSWER } else { PROBE_SLACK };
+                smooth * 2 + slack
+            });
+            match probe {
+                Some(probe) if probe < timeout => Some((now + probe, Alarm::Tail)),
+                _ => Some((now + timeout, Alarm::Timeout)),
+            }
+        };
+    }
+
+    /// Something was written while nothing was on its way: a shut window is asked about.
+    pub(super) fn look(&mut self, now: Instant) {
+        if self.alarm.is_none() {
+            self.arm(now);
+        }
+    }
+
+    /// When [`Sender::on_alarm`] is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.alarm.map(|(at, _)| at)
+    }
+
+    /// Does what is due.
+    pub(super) fn on_alarm(&mut self, now: Instant) {
+        let Some((at, alarm)) = self.alarm else { return };
+        if at > now {
+            return;
+        }
+        self.alarm = None;
+        match alarm {
+            Alarm::Reordering => {
+                self.find_losses(self.flying + self.lost, now);
+            }
+            Alarm::Tail => {
+                // A timeout must follow if the probe is lost, too.
+                self.probe_due = true;
+                self.probed = Some(self.next);
+            }
+            Alarm::Timeout => self.on_timeout(),
+            Alarm::Shut => {
+                self.shut_probe_due = true;
+                self.backoff += 1;
+            }
+        }
+        self.arm(now);
+    }
+
+    fn on_timeout(&mut self) {
+        if self.backoff == 0 && self.next > 1 {
+            self.cubic.on_timeout();
+            self.recovery = Recovery::Timeout(self.next);
+            self.undo = None;
+        }
+        self.backoff += 1;
+        self.lose_all();
+    }
+
+    fn lose_all(&mut self) {
+        (self.probed, self.probe_due) = (None, false);
+        let (start, end) = (self.una, self.next);
+        self.set(start, end, |sent| (sent.state == State::Flying).then_some(Sent { state: State::Lost, ..*sent }));
+    }
+
+    /// Whether the far end is to be asked for its window now; told once.
+    pub(super) const fn take_shut_probe(&mut self) -> bool {
+        std::mem::replace(&mut self.shut_probe_due, false)
+    }
+
+    /// What waits for a timer because of losses is sent at once. Returns whether there is anything.
+    pub(super) fn hurry(&mut self, now: Instant) -> bool {
+        let waits = self.backoff > 0;
+        if waits {
+            self.repeat(now);
+        }
+        waits
+    }
+
+    /// What was sent before is known to be lost: it is sent again at once.
+    pub(super) fn repeat(&mut self, now: Instant) {
+        self.backoff = 0;
+        self.lose_all();
+        self.alarm = None;
+        self.arm(now);
+    }
+}
+
+/// What an acknowledgement brought.
+#[derive(Clone, Copy, Debug, Default)]
+struct Newly {
+    /// Bytes that were not known to have arrived.
+    bytes: u64,
+    /// When the newest of them that was sent once was sent.
+    sent_once: Option<Instant>,
+    /// Where the lowest of them that was sent once ends.
+    lowest_once: Option<u64>,
+    highest: u64,
+    /// When the newest of them was sent, where it ends, whether it was sent more than once.
+    newest: Option<(Instant, u64, bool)>,
+}
+
+impl Newly {
+    fn add(&mut self, sent: &Sent, end: u64) {
+        if sent.state == State::Arrived {
+            return;
+        }
+        self.bytes += end - sent.start;
+        self.highest = self.highest.max(end);
+        if self.newest.is_none_or(|(at, to, _)| (at, to) < (sent.at, end)) {
+            self.newest = Some((sent.at, end, sent.again));
+        }
+        if !sent.again {
+            self.sent_once = self.sent_once.max(Some(sent.at));
+            self.lowest_once = Some(self.lowest_once.map_or(end, |lowest| lowest.min(end)));
+        }
+    }
+}
