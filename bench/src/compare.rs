@@ -36,6 +36,9 @@ pub(crate) struct Compare {
     /// Size of each transfer, MiB.
     #[arg(long, default_value_t = 64)]
     mib: u64,
+    /// Measure only what begins with one of these, e.g. "down" or "dial".
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -97,6 +100,9 @@ impl Compare {
         rows.push(row("memory, idle".into(), "MiB", Goal::AtMost(0.4), &once(|a| mib(a.rss_kib))));
 
         for measure in measures(self.mib << 20) {
+            if !self.wants(&measure) {
+                continue;
+            }
             let mut seen: [Vec<Answer>; 2] = Default::default();
             for round in 0..self.rounds {
                 // Who comes first finds the machine as the other has left it: they take turns.
@@ -114,6 +120,11 @@ impl Compare {
         ours.finish()?;
         tsnet.finish()?;
         self.print(&rows)
+    }
+
+    fn wants(&self, measure: &Measure) -> bool {
+        let named = |only: &String| measure.figures.iter().any(|(figure, ..)| figure.starts_with(only.as_str()));
+        self.only.is_empty() || self.only.iter().any(named)
     }
 
     fn print(&self, rows: &[Row]) -> Result<(), Failure> {
