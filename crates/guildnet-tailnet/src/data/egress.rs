@@ -7,7 +7,6 @@ use guildnet_model::DialError;
 
 use super::{Node, Work, flows::Role, peers::SlotId, relays};
 use crate::{
-    disco,
     packet::BATCH,
     path::Action,
     standing::WATCH,
@@ -262,19 +261,16 @@ impl Node {
     }
 
     fn send_ping(&mut self, peer: SlotId, to: std::net::SocketAddr, id: crate::path::PingId) {
-        let Some(disco) = self.peers.get(peer).and_then(|slot| slot.disco) else { return };
-        let node = self.identity.node().public;
-        if let Some(ping) = disco::ping(self.identity.disco(), node, disco, id) {
-            self.link.send_one(to, &ping);
-        }
+        let Some(disco) = self.peers.get_mut(peer).and_then(|slot| slot.disco(self.identity.disco())) else { return };
+        let ping = disco.ping(self.identity.node().public, id);
+        self.link.send_one(to, &ping);
     }
 
     /// Tells a peer our addresses, through the relay.
     pub(super) fn send_call(&mut self, peer: SlotId) {
-        let Some(slot) = self.peers.get(peer) else { return };
-        let Some(disco) = slot.disco else { return };
-        if let Some(call) = disco::call(self.identity.disco(), disco, &self.locator.endpoints()) {
-            self.relays.send(slot.relay, slot.key, call.into(), Instant::now());
-        }
+        let Some(slot) = self.peers.get_mut(peer) else { return };
+        let Some(disco) = slot.disco(self.identity.disco()) else { return };
+        let call = disco.call(&self.locator.endpoints());
+        self.relays.send(slot.relay, slot.key, call.into(), Instant::now());
     }
 }

@@ -29,7 +29,7 @@ impl Node {
         if let Some(kind) = wg::classify(datagram) {
             self.on_wireguard(source, kind, datagram, work, now);
         } else if disco::is_disco(datagram) {
-            self.on_disco(source, datagram, now);
+            self.on_disco(source, datagram, work, now);
         } else if stun::is_answer(datagram) {
             self.on_stun(datagram, now);
         } else {
@@ -52,22 +52,31 @@ impl Node {
         }
     }
 
-    fn on_disco(&mut self, source: Source, datagram: &[u8], now: Instant) {
-        let Some((key, id)) = disco::sender(datagram).and_then(|key| Some((key, self.peers.by_disco(key)?))) else {
+    fn on_disco(&mut self, source: Source, datagram: &[u8], work: &mut Work, now: Instant) {
+        let id = disco::sender(datagram).and_then(|key| self.peers.by_disco(key));
+        let Some((id, slot)) = id.and_then(|id| Some((id, self.peers.get_mut(id)?))) else {
             self.dropped += 1;
             return;
         };
-        let Some(message) = disco::open(&mut datagram.to_vec(), self.identity.disco()) else {
+        let peer = slot.key;
+        let Some(disco) = slot.disco(self.identity.disco()) else { return };
+        let is_due = |message: &Message| match (message, source) {
+            (Message::Ping { .. } | Message::Pong { .. }, Source::Direct(_)) => true,
+            // Only the relay, where the peer has proved its node key, shows that the peer itself sends it now: nobody else can
+            // replay a call that was recorded (tailscale `wgengine/magicsock/magicsock.go`, `handleDiscoMessage`).
+            (Message::Call { .. }, Source::Relay(from)) => from == peer,
+            _ => false,
+        };
+        let message = disco.open(datagram, &mut work.plain).filter(is_due);
+        let Some(message) = message.filter(|message| disco.admit(now, datagram, message)) else {
             self.dropped += 1;
             return;
         };
-        let Some(slot) = self.peers.get_mut(id) else { return };
         match (message, source) {
             (Message::Ping { id: ping }, Source::Direct(from)) => {
+                let pong = disco.pong(ping, from);
                 slot.path.on_ping(now, from, &mut self.actions);
-                if let Some(pong) = disco::pong(self.identity.disco(), key, ping, from) {
-                    self.link.send_one(from, &pong);
-                }
+                self.link.send_one(from, &pong);
             }
             (Message::Pong { id: ping }, Source::Direct(_)) => {
                 if slot.path.on_pong(now, ping) {
@@ -81,12 +90,8 @@ impl Node {
                     self.hurry_flows(id, now);
                 }
             }
-            // Only the relay, where the peer has proved its node key, shows that the peer itself sends it now: nobody else can
-            // replay a call that was recorded (tailscale `wgengine/magicsock/magicsock.go`, `handleDiscoMessage`).
-            (Message::Call { addrs }, Source::Relay(from)) if from == slot.key => {
-                slot.path.on_call(now, &addrs, &mut self.actions);
-            }
-            _ => self.dropped += 1,
+            (Message::Call { addrs }, _) => slot.path.on_call(now, &addrs, &mut self.actions),
+            (Message::Ping { .. } | Message::Pong { .. }, Source::Relay(_)) => {}
         }
         self.act(id, now);
     }

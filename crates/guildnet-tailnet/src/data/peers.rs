@@ -4,8 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use ts_keys::DiscoKeyPair;
+
 use super::{Node, Work};
 use crate::{
+    disco::Shared,
     netmap::{Key, NetMap, Peer},
     path::Path,
     routes::{self, Routes},
@@ -19,7 +22,7 @@ pub(super) type SlotId = usize;
 /// What is known of one peer.
 pub(super) struct Slot {
     pub(super) key: Key,
-    pub(super) disco: Option<Key>,
+    disco: Option<Disco>,
     /// Region of its home relay.
     pub(super) relay: Option<u16>,
     pub(super) online: bool,
@@ -38,7 +41,30 @@ pub(super) struct Slot {
     pub(super) tx_bytes: u64,
 }
 
+/// The disco key of a peer's present run.
+struct Disco {
+    key: Key,
+    /// Made when first needed.
+    shared: Option<Shared>,
+}
+
+impl Disco {
+    const fn new(key: Key) -> Self {
+        Self { key, shared: None }
+    }
+}
+
 impl Slot {
+    /// What seals and opens disco messages between this node and the peer, if that speaks disco.
+    pub(super) fn disco(&mut self, own: &DiscoKeyPair) -> Option<&mut Shared> {
+        let Disco { key, shared } = self.disco.as_mut()?;
+        Some(shared.get_or_insert_with(|| Shared::new(own, *key)))
+    }
+
+    fn disco_key(&self) -> Option<Key> {
+        self.disco.as_ref().map(|disco| disco.key)
+    }
+
     /// Whether a session and a path to it are wanted now.
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         (self.warm && self.online) || self.flows > 0 || self.path.is_active(now)
@@ -99,7 +125,7 @@ impl Peers {
         };
         let slot = Slot {
             key,
-            disco,
+            disco: disco.map(Disco::new),
             relay: None,
             online: true,
             tunnel: Tunnel::new(own, key, number, now),
@@ -129,15 +155,18 @@ impl Peers {
         let Some(slot) = self.slots.get_mut(id).and_then(Option::take) else { return };
         self.by_node.remove(&slot.key);
         self.by_number.remove(&slot.tunnel.number());
-        if let Some(disco) = slot.disco {
+        if let Some(disco) = slot.disco_key() {
             self.by_disco.remove(&disco);
         }
     }
 
     fn set_disco(&mut self, id: SlotId, disco: Option<Key>) {
         let Some(slot) = self.slots.get_mut(id).and_then(Option::as_mut) else { return };
-        if let Some(old) = std::mem::replace(&mut slot.disco, disco) {
-            self.by_disco.remove(&old);
+        if slot.disco_key() == disco {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut slot.disco, disco.map(Disco::new)) {
+            self.by_disco.remove(&old.key);
         }
         if let Some(new) = disco {
             self.by_disco.insert(new, id);
@@ -192,7 +221,7 @@ impl Node {
         };
         let Some(slot) = self.peers.get_mut(id) else { return };
         let online = peer.online != Some(false);
-        let restarted = !is_new && slot.disco != peer.disco_key;
+        let restarted = !is_new && slot.disco_key() != peer.disco_key;
         let came_back = online && (!slot.online || restarted || is_new || (warm && !slot.warm));
         slot.relay = peer.home_relay;
         slot.online = online;

@@ -1,15 +1,19 @@
 //! The data task's parts together: one node without a network, fed by hand.
 
+mod far;
+mod fuzz;
+
 use std::{net::Ipv4Addr, time::SystemTime};
 
 use guildnet_model::{ConnectorStatus, DialError, NodeInfo};
 use tokio::sync::oneshot;
 use ts_keys::DiscoKeyPair;
 
+use self::far::Far;
 use super::{flows::Role, *};
 use crate::{
     connector::Dial,
-    disco,
+    disco::Shared,
     netmap::{Key, Peer, SelfNode},
     standing::WATCH,
     stream::{Bell, TailStream},
@@ -75,7 +79,7 @@ async fn a_call_counts_only_from_the_relay_connection_of_its_peer() {
     let id = node.peers.insert(&node.own, router, Some(disco_key), now);
     let us = Key(node.identity.disco().public.to_crypto_box().to_bytes());
     let addr = "127.0.0.1:9".parse().expect("an address");
-    let call = disco::call(&disco, us, &[addr]).expect("sealed");
+    let call = Shared::new(&disco, us).call(&[addr]);
     let mut learned = |from| {
         with_scratch(|scratch| node.on_datagram(from, &call, &mut scratch.work, now));
         let slot = node.peers.get(id).expect("a slot");
@@ -86,18 +90,47 @@ async fn a_call_counts_only_from_the_relay_connection_of_its_peer() {
     assert_eq!(learned(ingress::Source::Relay(router)), (vec![addr], 2));
 }
 
-/// A node that knows `count` routers of its cluster, the first of which is elected. Nobody is behind them.
-fn with_routers(count: u8, now: Instant) -> Node {
-    let mut node = node();
-    let info = NodeInfo {
-        name: "me".into(),
-        id: 0,
-        addresses: vec!["100.64.0.9".parse().expect("an address")],
-        node_key: String::new(),
-        tags: Vec::new(),
-        key_expiry: None,
+#[tokio::test]
+async fn a_peers_pings_are_answered_at_its_pace_and_a_repeated_one_once() {
+    let mut far = Far::new().await;
+    let node = ts_keys::NodeKeyPair::random().public;
+    let before = far.pongs;
+    let pongs = |far: &mut Far, pings: &[Vec<u8>]| {
+        let before = far.pongs;
+        for ping in pings {
+            far.send(ping);
+            far.drain();
+        }
+        far.pongs - before
     };
-    let router = |n: u8| Peer {
+    assert_eq!(before, 0);
+    far.now += Duration::from_secs(10);
+    let pings: Vec<_> = (0..300).map(|n| far.disco.ping(node, [n as u8; 12])).collect();
+    let dropped = far.node.dropped;
+    assert_eq!(pongs(&mut far, &[pings[0].clone(), pings[0].clone()]), 1);
+    assert_eq!(pongs(&mut far, &pings[1..]), 99);
+    assert_eq!(far.node.dropped - dropped, 201);
+    far.now += Duration::from_secs(1);
+    assert_eq!(pongs(&mut far, &pings[200..]), 50);
+}
+
+#[tokio::test]
+async fn who_knows_a_peers_public_key_can_not_use_up_what_the_peer_may_send() {
+    let mut far = Far::new().await;
+    let node = ts_keys::NodeKeyPair::random().public;
+    for n in 0..1000 {
+        let mut forged = far.disco.ping(node, [7; 12]);
+        *forged.last_mut().expect("not empty") ^= 1 + (n % 200) as u8;
+        far.send(&forged);
+    }
+    far.send(&far.disco.ping(node, [8; 12]));
+    far.drain();
+    assert_eq!((far.pongs, far.node.dropped), (1, 1000));
+}
+
+/// A router of the cluster, of which the first is elected.
+fn router(n: u8) -> Peer {
+    Peer {
         id: u64::from(n),
         name: format!("router-{n}"),
         node_key: Key([n; 32]),
@@ -108,11 +141,29 @@ fn with_routers(count: u8, now: Instant) -> Node {
         home_relay: None,
         online: Some(true),
         tags: vec!["tag:gn-a-router".into()],
+    }
+}
+
+/// Gives the node a map that names these peers.
+fn know(node: &mut Node, peers: Vec<Peer>, now: Instant) {
+    let info = NodeInfo {
+        name: "me".into(),
+        id: 0,
+        addresses: vec!["100.64.0.9".parse().expect("an address")],
+        node_key: String::new(),
+        tags: Vec::new(),
+        key_expiry: None,
     };
     let self_node = SelfNode { info, node_key: Key([0; 32]), allowed: Vec::new(), expired: false };
-    let peers = (1..=count).map(|n| (u64::from(n), Arc::new(router(n)))).collect();
+    let peers = peers.into_iter().map(|peer| (peer.id, Arc::new(peer))).collect();
     let map = Arc::new(NetMap { self_node, peers, relays: Vec::new() });
     with_scratch(|scratch| node.apply_map(map, &mut scratch.work, now));
+}
+
+/// A node that knows `count` routers of its cluster. Nobody is behind them.
+fn with_routers(count: u8, now: Instant) -> Node {
+    let mut node = node();
+    know(&mut node, (1..=count).map(router).collect(), now);
     node
 }
 
