@@ -19,6 +19,7 @@ mod connector;
 mod data;
 mod disco;
 mod engine;
+mod filter;
 mod health;
 mod machine;
 mod packet;

@@ -13,6 +13,8 @@ use std::{
 use guildnet_model::NodeInfo;
 use ipnet::IpNet;
 
+use crate::filter::{Change, Filter};
+
 /// Peers that are kept: twice as many as the largest message can name that a server means well. What a server adds beyond, one by
 /// one for months, is left out.
 const MAX_PEERS: usize = 20_000;
@@ -144,6 +146,8 @@ pub(crate) struct NetMap {
     pub(crate) peers: BTreeMap<u64, Arc<Peer>>,
     /// Relays, by region.
     pub(crate) relays: Vec<Relay>,
+    /// Who may open connections to this node.
+    pub(crate) filter: Filter,
 }
 
 /// What one message of the map stream changes. `None` means "as before".
@@ -161,6 +165,8 @@ pub(crate) struct Update {
     pub(crate) changed: Vec<Peer>,
     /// Peers of which single fields changed.
     pub(crate) patches: Vec<PeerPatch>,
+    /// The packet filter.
+    pub(crate) filter: Vec<Change>,
 }
 
 /// Single changed fields of one peer. `None` means "as before".
@@ -180,7 +186,7 @@ impl NetMap {
     /// A stream starts from nothing: servers leave empty lists out, so an absent peer list means that there are none.
     pub(crate) fn first(mut update: Update) -> Option<Self> {
         let self_node = update.self_node.take()?;
-        let mut map = Self { self_node, peers: BTreeMap::new(), relays: Vec::new() };
+        let mut map = Self { self_node, peers: BTreeMap::new(), relays: Vec::new(), filter: Filter::default() };
         map.apply(update);
         Some(map)
     }
@@ -195,6 +201,7 @@ impl NetMap {
         if let Some(relays) = update.relays {
             self.relays = relays;
         }
+        self.filter.apply(update.filter);
         if let Some(all) = update.peers {
             self.peers = all.into_iter().take(MAX_PEERS).map(|peer| (peer.id, Arc::new(peer))).collect();
         }

@@ -4,6 +4,7 @@
 //! left out and counted, in the smallest part that has a meaning without it (an entry of a list, a field, a peer): one node
 //! that the server describes badly must not cost the others. Everything leaves this file as the types of `netmap.rs`.
 
+mod filter;
 mod lax;
 
 use std::{
@@ -15,7 +16,10 @@ use guildnet_model::NodeInfo;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use self::lax::{Lax, List, Pairs};
+use self::{
+    filter::FilterRule,
+    lax::{Lax, List, Pairs},
+};
 use super::LocalReport;
 use crate::netmap::{Key, Peer, PeerPatch, Relay, SelfNode, Update};
 
@@ -150,6 +154,8 @@ pub(super) struct MapResponse {
     peers_removed: Lax<List<u64>>,
     peers_changed_patch: Lax<List<PeerChange>>,
     online_change: Lax<Pairs<u64, bool>>,
+    packet_filter: Lax<List<FilterRule>>,
+    packet_filters: Lax<Pairs<String, Lax<List<FilterRule>>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -249,6 +255,7 @@ impl MapResponse {
             removed: self.peers_removed.list(&mut bad).unwrap_or_default(),
             changed: self.peers_changed.list(&mut bad).map(|nodes| peers(nodes, &mut bad)).unwrap_or_default(),
             patches,
+            filter: filter::changes(self.packet_filter, self.packet_filters, &mut bad),
         };
         (update, bad + usize::from(self.control_time.is_bad()))
     }

@@ -285,7 +285,12 @@ mod tests {
         };
         let (node_key, allowed) = (crate::netmap::Key([1; 32]), vec![]);
         let self_node = crate::netmap::SelfNode { info, node_key, allowed, expired: false };
-        let map = NetMap { self_node, peers: std::collections::BTreeMap::new(), relays: (1..=18).map(relay).collect() };
+        let map = NetMap {
+            self_node,
+            peers: std::collections::BTreeMap::new(),
+            relays: (1..=18).map(relay).collect(),
+            filter: crate::filter::Filter::default(),
+        };
         let mut locator = Locator::new(41641);
         locator.apply(&map);
         assert_eq!(locator.servers.len(), 9);

@@ -401,6 +401,7 @@ mod tests {
             self_node: SelfNode { info, node_key, allowed: vec![], expired: false },
             peers: BTreeMap::new(),
             relays: [1, 2, 3].map(relay).into(),
+            filter: crate::filter::Filter::default(),
         };
         let (mut relays, _) = Relays::new(identity, tls::client_config(Some(&ca)).expect("a config"));
         relays.apply(&map);

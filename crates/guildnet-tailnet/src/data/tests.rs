@@ -14,6 +14,7 @@ use super::{flows::Role, *};
 use crate::{
     connector::Dial,
     disco::Shared,
+    filter::Filter,
     netmap::{Key, Peer, SelfNode},
     standing::WATCH,
     stream::{Bell, TailStream},
@@ -156,7 +157,7 @@ fn know(node: &mut Node, peers: Vec<Peer>, now: Instant) {
     };
     let self_node = SelfNode { info, node_key: Key([0; 32]), allowed: Vec::new(), expired: false };
     let peers = peers.into_iter().map(|peer| (peer.id, Arc::new(peer))).collect();
-    let map = Arc::new(NetMap { self_node, peers, relays: Vec::new() });
+    let map = Arc::new(NetMap { self_node, peers, relays: Vec::new(), filter: Filter::default() });
     with_scratch(|scratch| node.apply_map(map, &mut scratch.work, now));
 }
 

@@ -34,7 +34,7 @@ fn map(peers: Vec<Peer>) -> NetMap {
     };
     let self_node = SelfNode { info, node_key: Key([0; 32]), allowed: Vec::new(), expired: false };
     let peers: BTreeMap<u64, Arc<Peer>> = peers.into_iter().map(|peer| (peer.id, Arc::new(peer))).collect();
-    NetMap { self_node, peers, relays: Vec::new() }
+    NetMap { self_node, peers, relays: Vec::new(), filter: crate::filter::Filter::default() }
 }
 
 fn routes(peers: Vec<Peer>) -> Routes {
