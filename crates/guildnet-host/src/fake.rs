@@ -9,7 +9,7 @@ use std::{
 use guildnet_kube::{Allow, ClusterAccess, Kubeconfig};
 use guildnet_model::{
     BoxFuture, ClusterId, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus,
-    DialError, Dialer, Io, PeerContact, ProbeOutcome, StartConnector, Target,
+    DialError, Dialer, Io, ListenError, Listener, PeerContact, ProbeOutcome, StartConnector, Target,
 };
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
@@ -61,6 +61,10 @@ impl Connector for FakeConnector {
 
     fn probe(&self, _through: PeerContact, _to: Target, _within: Duration) -> BoxFuture<'_, ProbeOutcome> {
         Box::pin(async { ProbeOutcome::Silent })
+    }
+
+    fn listen(&self, _port: u16) -> BoxFuture<'_, Result<Box<dyn Listener>, ListenError>> {
+        Box::pin(async { Err(ListenError::Stopped) })
     }
 
     fn stop(&self, _grace: Duration) -> BoxFuture<'_, ()> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use url::Url;
 
-use crate::{BoxFuture, Class, ClusterId, DialError, Dialer, Explain, Networks, Secret, SiteNumber, Target};
+use crate::{BoxFuture, Class, ClusterId, DialError, Dialer, Explain, Io, Networks, Secret, SiteNumber, Target};
 
 /// What is wanted of a connector.
 #[derive(Clone, Debug)]
@@ -89,6 +89,56 @@ impl Explain for ConnectorError {
             Self::System { .. } => "see the log for details".into(),
         })
     }
+}
+
+/// Why a port can't be listened on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody in this process listens on it already.
+    #[error("port {port} of this node in the tailnet is taken")]
+    Taken {
+        /// The port.
+        port: u16,
+    },
+    /// Port 0 is none, and none is chosen for the caller: the packet filter names ports.
+    #[error("port 0 can't be listened on")]
+    NoPort,
+    /// A bound was reached.
+    #[error("too many ports are listened on through this connector ({limit})")]
+    TooMany {
+        /// The bound.
+        limit: usize,
+    },
+    /// The connector has stopped.
+    #[error("the connector has stopped")]
+    Stopped,
+}
+
+impl Explain for ListenError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Taken { .. } => Class::Conflict,
+            Self::NoPort => Class::Usage,
+            Self::TooMany { .. } | Self::Stopped => Class::Failed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Taken { .. } | Self::NoPort => "choose another port".into(),
+            Self::TooMany { .. } => "close some of the ports".into(),
+            Self::Stopped => "connect the cluster again with 'guildnet cluster connect'".into(),
+        })
+    }
+}
+
+/// A port of this node in the tailnet, and the connections that others open to it: see [`Connector::listen`].
+///
+/// Dropping it closes the port, and connections that nobody has taken.
+pub trait Listener: Send {
+    /// The next connection that is open, and the address that it comes from; `None` once the connector has stopped. Dropping
+    /// the future loses no connection.
+    fn accept(&mut self) -> BoxFuture<'_, Option<(Box<dyn Io>, SocketAddr)>>;
 }
 
 /// How packets travel to a peer.
@@ -307,6 +357,17 @@ pub trait Connector: Send + Sync {
     /// Tries to open a TCP connection to `to` through the named peer, past the connector's own route and peer filters,
     /// with this connector's own identity. For isolation checks: it must be silent for another cluster's router.
     fn probe(&self, through: PeerContact, to: Target, within: Duration) -> BoxFuture<'_, ProbeOutcome>;
+
+    /// Listens on a port of this node's own addresses in the tailnet.
+    ///
+    /// Only the cluster's routers are heard, in their own names and in those of the cluster's networks, and only where the
+    /// tailnet's packet filter allows it. Of one port 64 connections may be half open or wait to be taken; what comes beyond is
+    /// not answered, and tried again by its sender. All count towards the connector's flows. It is no matter whether the
+    /// connector is ready: the port stays open as that comes and goes.
+    ///
+    /// # Errors
+    /// [`ListenError::Taken`] until the port's other listener is dropped.
+    fn listen(&self, port: u16) -> BoxFuture<'_, Result<Box<dyn Listener>, ListenError>>;
 
     /// Stops: flows are reset, the relay and control connections closed, tasks joined, at most `grace` long.
     /// The identity is kept. Later calls return at once.

@@ -13,8 +13,8 @@ mod secret;
 pub mod via6;
 
 pub use connector::{
-    Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, Degraded, NodeInfo,
-    PathKind, PeerContact, PeerInfo, ProbeOutcome, StartConnector,
+    Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, Degraded,
+    ListenError, Listener, NodeInfo, PathKind, PeerContact, PeerInfo, ProbeOutcome, StartConnector,
 };
 pub use dial::{BoxFuture, DialError, Dialer, Io, Target, TargetError};
 pub use explain::{Class, Explain};

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use std::{
 
 use guildnet_model::{
     BoxFuture, Connector, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, DialError, Dialer, Io,
-    Networks, PeerContact, ProbeOutcome, Target,
+    ListenError, Listener, Networks, PeerContact, ProbeOutcome, Target,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -36,9 +37,14 @@ pub(crate) enum Command {
     Dial(Dial),
     /// Opens a flow through the named peer, past all filters.
     Probe { through: PeerContact, dial: Dial },
+    /// Listens on a port of this node.
+    Listen { port: u16, answer: oneshot::Sender<Result<mpsc::Receiver<Accepted>, ListenError>> },
     /// Shows everything.
     Snapshot(oneshot::Sender<ConnectorSnapshot>),
 }
+
+/// A connection that somebody else has opened, and from where.
+pub(crate) type Accepted = (TailStream, SocketAddr);
 
 /// A flow to be opened.
 pub(crate) struct Dial {
@@ -165,6 +171,16 @@ impl Connector for TailnetConnector {
         })
     }
 
+    fn listen(&self, port: u16) -> BoxFuture<'_, Result<Box<dyn Listener>, ListenError>> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let command = Command::Listen { port, answer };
+            self.shared.commands.send(command).await.map_err(|_| ListenError::Stopped)?;
+            let accepted = answered.await.map_err(|_| ListenError::Stopped)??;
+            Ok(Box::new(TailnetListener { accepted }) as Box<dyn Listener>)
+        })
+    }
+
     fn stop(&self, grace: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.shared.cancel.cancel();
@@ -173,6 +189,20 @@ impl Connector for TailnetConnector {
             if timeout_at(deadline, self.shared.commands.closed()).await.is_err() {
                 tracing::warn!(?grace, "a connector did not stop within its grace; it goes on ending by itself");
             }
+        })
+    }
+}
+
+/// Takes what comes to one port.
+struct TailnetListener {
+    accepted: mpsc::Receiver<Accepted>,
+}
+
+impl Listener for TailnetListener {
+    fn accept(&mut self) -> BoxFuture<'_, Option<(Box<dyn Io>, SocketAddr)>> {
+        Box::pin(async {
+            let (stream, from) = self.accepted.recv().await?;
+            Some((Box::new(stream) as Box<dyn Io>, from))
         })
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! A turn takes what the socket has, decrypts it, hands it to its flow, wakes the application, collects what the flows put
 //! out, encrypts it into one super-packet and sends that; then other connectors of the shard get theirs. Nothing here is
-//! locked but a flow's buffers, nothing is queued without bound. Steps in detail: `ingress`, `egress`, `dial`, `race`; what is
+//! locked but a flow's buffers, nothing is queued without bound. Steps in detail: `ingress`, `listen`, `egress`, `dial`, `race`; what is
 //! known of peers: `peers`; relays and own addresses: `relays`, `locate`; what is told: `report`.
 
 mod dial;
 mod egress;
 mod flows;
 mod ingress;
+mod listen;
 mod locate;
 mod peers;
 mod race;
@@ -38,6 +39,7 @@ pub(crate) use self::report::set_state;
 
 use self::{
     flows::Flows,
+    listen::Listeners,
     locate::Locator,
     peers::{Peers, SlotId},
     relays::Relays,
@@ -125,6 +127,7 @@ struct Node {
     routes: Routes,
     peers: Peers,
     flows: Flows,
+    listeners: Listeners,
     relays: Relays,
     locator: Locator,
     /// What paths want to be sent; emptied by the step that filled it.
@@ -194,6 +197,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         routes: Routes::default(),
         peers: Peers::default(),
         flows: Flows::new(bell.clone()),
+        listeners: Listeners::default(),
         relays,
         locator,
         actions: Vec::new(),
@@ -396,6 +400,8 @@ impl Node {
         match command {
             Command::Dial(dial) => self.dial(dial, now),
             Command::Probe { through, dial } => self.probe(&through, dial, now),
+            // Who does not wait any more drops what it would get, and that closes the port again.
+            Command::Listen { port, answer } => drop(answer.send(self.listeners.listen(port))),
             Command::Snapshot(answer) => {
                 // Nobody waits any more: fine.
                 let _ = answer.send(self.snapshot(now));

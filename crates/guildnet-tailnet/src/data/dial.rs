@@ -144,14 +144,30 @@ impl Node {
         role: Role,
         now: Instant,
     ) -> &mut Flow {
-        let setup = tcp::Setup {
+        let tcp = Tcp::connect(self.tcp_setup(tuple, local), now);
+        self.insert_tcp(id, tcp, tuple, local, target, role)
+    }
+
+    pub(super) fn tcp_setup(&self, tuple: Tuple, local: IpAddr) -> tcp::Setup {
+        tcp::Setup {
             local: SocketAddr::new(local, tuple.local_port),
             remote: tuple.remote,
             window: self.window,
             budget: self.budget.clone(),
             seed: rand::random(),
-        };
-        let tcp = Tcp::connect(setup, now);
+        }
+    }
+
+    /// Makes the flow of this TCP. Its first packet goes out at its first turn.
+    pub(super) fn insert_tcp(
+        &mut self,
+        id: u64,
+        tcp: Tcp,
+        tuple: Tuple,
+        local: IpAddr,
+        target: Target,
+        role: Role,
+    ) -> &mut Flow {
         let cell = Arc::new(FlowCell::new(id, tcp, self.flows.bell().clone()));
         if let Some(slot) = self.peers.get_mut(tuple.peer) {
             slot.flows += 1;
@@ -165,8 +181,13 @@ impl Node {
     /// Resets flows whose router or network is no longer the cluster's.
     pub(super) fn drop_unserved_flows(&mut self, work: &mut Work, now: Instant) {
         let unserved = |flow: &super::flows::Flow| {
-            let router = self.peers.get(flow.tuple.peer).map(|slot| slot.key);
-            flow.role != Role::Probe && !router.is_some_and(|key| self.routes.may_carry(key, flow.tuple.remote.ip()))
+            let Tuple { peer, remote, .. } = flow.tuple;
+            let router = self.peers.get(peer).map(|slot| slot.key);
+            match flow.role {
+                Role::Probe => false,
+                Role::Accepted => !self.may_come_from(peer, remote.ip()),
+                _ => !router.is_some_and(|key| self.routes.may_carry(key, remote.ip())),
+            }
         };
         let gone: Vec<u64> = self.flows.iter().filter(|(_, flow)| unserved(flow)).map(|(id, _)| id).collect();
         for id in gone {

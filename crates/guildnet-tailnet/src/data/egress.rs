@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use guildnet_model::DialError;
 
-use super::{Node, Work, flows::Role, peers::SlotId, relays};
+use super::{Node, Work, flows::Role, listen::OPEN_LIMIT, peers::SlotId, relays};
 use crate::{
     packet::BATCH,
     path::Action,
@@ -96,6 +96,7 @@ impl Node {
         let watched = matches!(flow.role, Role::Watched { .. });
         let patience = match phase {
             Phase::Connecting if watched => Some(WATCH),
+            Phase::Connecting if flow.role == Role::Accepted => Some(OPEN_LIMIT),
             Phase::Lingering => Some(LINGER),
             Phase::Open if orphan => Some(ORPHAN_LIMIT),
             _ => None,
@@ -134,6 +135,9 @@ impl Node {
     /// Forgets a flow. Its application, if it is still there, learns the end from the flow's own state.
     pub(super) fn remove_flow(&mut self, id: u64, end: End, now: Instant) {
         let Some(mut flow) = self.flows.remove(id) else { return };
+        if flow.role == Role::Accepted {
+            self.listeners.ended(flow.tuple.local_port, id);
+        }
         self.relay_waiting.remove(&id);
         for waker in flow.cell.tcp().wakers().into_iter().flatten() {
             waker.wake();

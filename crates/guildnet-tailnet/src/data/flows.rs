@@ -33,6 +33,8 @@ pub(super) enum Role {
     Dialled,
     /// For a dialler who has named the peer, past the route filter.
     Probe,
+    /// Opened by the far end, for who listens on its local port.
+    Accepted,
     /// Beside another flow of the same dial, through another router.
     Rival(u64),
     /// For nobody: whether it opens tells whether its router carries. Since when it is behind another one, if it is.
@@ -47,7 +49,7 @@ pub(super) struct Flow {
     pub(super) cell: Arc<FlowCell>,
     pub(super) tuple: Tuple,
     pub(super) local: IpAddr,
-    /// As its dialler named it.
+    /// As its dialler named it; who has opened it.
     pub(super) target: Target,
     pub(super) role: Role,
     pub(super) answer: Option<Answer>,

@@ -1,7 +1,8 @@
 //! What comes in: a datagram is told apart, opened, checked and given to its flow.
 //!
 //! Accepted are: STUN answers to our own requests; disco messages and WireGuard of peers that have a slot; of WireGuard's
-//! content only TCP packets of flows that were dialled through that very peer. Everything else is dropped and counted.
+//! content only TCP packets of flows that were dialled through that very peer, and SYNs, of which `listen` decides. Everything
+//! else is dropped and counted.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -201,7 +202,9 @@ impl Node {
             self.flows.get_mut(id).filter(|flow| flow.local == segment.to.ip()).map(|flow| (id, segment, flow))
         });
         let Some((id, segment, flow)) = flow else {
-            self.dropped += 1;
+            if let Some(refusal) = self.on_unknown(peer, segment.as_ref(), now) {
+                self.refuse(peer, refusal, work, now);
+            }
             return;
         };
         flow.cell.tcp().input(now, segment);

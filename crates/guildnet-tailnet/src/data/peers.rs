@@ -2,7 +2,7 @@
 //!
 //! Everybody else in the network map has no slot, so nothing from them is even decrypted.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Instant};
 
 use ts_keys::DiscoKeyPair;
 
@@ -23,6 +23,8 @@ pub(super) type SlotId = usize;
 pub(super) struct Slot {
     pub(super) key: Key,
     disco: Option<Disco>,
+    /// Its own addresses in the tailnet; of a probed peer none is known.
+    pub(super) addresses: Vec<IpAddr>,
     /// Region of its home relay.
     pub(super) relay: Option<u16>,
     pub(super) online: bool,
@@ -126,6 +128,7 @@ impl Peers {
         let slot = Slot {
             key,
             disco: disco.map(Disco::new),
+            addresses: Vec::new(),
             relay: None,
             online: true,
             tunnel: Tunnel::new(own, key, number, now),
@@ -223,6 +226,7 @@ impl Node {
         let online = peer.online != Some(false);
         let restarted = !is_new && slot.disco_key() != peer.disco_key;
         let came_back = online && (!slot.online || restarted || is_new || (warm && !slot.warm));
+        slot.addresses.clone_from(&peer.addresses);
         slot.relay = peer.home_relay;
         slot.online = online;
         slot.warm = warm;

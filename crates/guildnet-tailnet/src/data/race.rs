@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     standing::{self, Doubt, Verdict, WATCH},
+    stream::TailStream,
     tcp::{End, Phase},
 };
 
@@ -49,7 +50,7 @@ impl Node {
         }
         let Some((peer, inner)) = race.rest.pop_front() else { return };
         tracing::debug!(%target, "no answer yet: the dial is tried through another router as well");
-        let rival = self.next_rival();
+        let rival = self.next_own();
         let placed = self.place(peer, inner, target);
         let rtt = self.peers.get(peer).and_then(|slot| slot.path.rtt());
         if let Ok((tuple, local)) = placed {
@@ -82,6 +83,12 @@ impl Node {
             }
             Role::Rival(first) => self.on_rival_opened(id, first, now),
             Role::Watched { .. } => self.give_up(id),
+            Role::Accepted => {
+                // Of what the router carries for us it tells nothing.
+                flow.limit = None;
+                let accepted = (TailStream::new(flow.cell.clone()), flow.tuple.remote);
+                return self.listeners.opened(flow.tuple.local_port, id, accepted);
+            }
         }
         if let Some(slot) = self.peers.get_mut(peer)
             && slot.standing.on_carried()
@@ -209,7 +216,7 @@ impl Node {
                 Some(Doubt::Silent) => self.ask(id, work, now),
                 Some(Doubt::CutOff(remote)) => {
                     let target = guildnet_model::Target::from(remote);
-                    let rival = self.next_rival();
+                    let rival = self.next_own();
                     if let Ok((tuple, local)) = self.place(id, remote.ip(), target) {
                         self.insert_flow(rival, tuple, local, target, Role::Watched { lost: None }, now);
                         self.watch(rival, None, now);
@@ -260,7 +267,7 @@ impl Node {
     }
 
     /// A number for a flow that no dialler knows: theirs count up from one.
-    fn next_rival(&mut self) -> u64 {
+    pub(super) fn next_own(&mut self) -> u64 {
         const OWN: u64 = 1 << 63;
         self.rivals += 1;
         OWN | self.rivals

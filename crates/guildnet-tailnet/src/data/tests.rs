@@ -3,7 +3,10 @@
 mod far;
 mod fuzz;
 
-use std::{net::Ipv4Addr, time::SystemTime};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::SystemTime,
+};
 
 use guildnet_model::{ConnectorStatus, DialError, NodeInfo};
 use tokio::sync::oneshot;
@@ -14,7 +17,7 @@ use super::{flows::Role, *};
 use crate::{
     connector::Dial,
     disco::Shared,
-    filter::Filter,
+    filter::{self, Filter},
     netmap::{Key, Peer, SelfNode},
     standing::WATCH,
     stream::{Bell, TailStream},
@@ -51,6 +54,7 @@ fn node() -> Node {
         routes: Routes::default(),
         peers: Peers::default(),
         flows: Flows::new(Arc::new(Bell::default())),
+        listeners: Listeners::default(),
         relays: Relays::new(identity.clone(), tls::client_config(Some(&ca)).expect("a config")).0,
         actions: Vec::new(),
         fed: Vec::new(),
@@ -127,6 +131,108 @@ async fn who_knows_a_peers_public_key_can_not_use_up_what_the_peer_may_send() {
     far.send(&far.disco.ping(node, [8; 12]));
     far.drain();
     assert_eq!((far.pongs, far.node.dropped), (1, 1000));
+}
+
+/// The filter lets these in, to port 80.
+fn allow<const N: usize>(far: &mut Far, sources: [&str; N]) {
+    let mut map = (**far.node.map.as_ref().expect("a map")).clone();
+    let range = |text: &str| filter::Range::parse(text).expect("a range");
+    let rule = |from| filter::Rule::new(vec![range(from)], vec![(range("100.64.0.9"), 80..=80)]);
+    map.filter.apply(vec![("base".into(), Some(sources.map(rule).to_vec()))]);
+    with_scratch(|scratch| far.node.apply_map(Arc::new(map), &mut scratch.work, far.now));
+    far.turn();
+}
+
+/// A filter that lets everything in.
+fn allow_all() -> Filter {
+    let any = || filter::Range::parse("*").expect("a range");
+    let mut filter = Filter::default();
+    filter.apply(vec![("base".into(), Some(vec![filter::Rule::new(vec![any()], vec![(any(), 0..=u16::MAX)])]))]);
+    filter
+}
+
+/// Sends a packet that carries nothing, and returns flags, sequence and acknowledgement number of the answer.
+fn ask(far: &mut Far, from: &str, to: &str, seq: u32, ack: u32, flags: u8) -> Option<(u8, u32, u32)> {
+    let (from, to) = (from.parse().expect("an address"), to.parse().expect("an address"));
+    far.packets.clear();
+    far.send_packet(&far::tcp(from, to, seq, ack, flags, &[]));
+    far.turn();
+    let packet = far.packets.pop_front()?;
+    let word = |at: usize| u32::from_be_bytes(*packet[at..].first_chunk().expect("a header"));
+    Some((packet[33], word(24), word(28)))
+}
+
+#[tokio::test]
+async fn a_connection_to_this_node_is_refused_if_the_filter_allows_it_and_else_not_answered() {
+    let mut far = Far::new().await;
+    allow(&mut far, ["100.64.0.1", "100.64.0.7", "10.96.0.0/16"]);
+    let mut answer = |from: &str, to: &str, flags| {
+        let dropped = far.node.dropped;
+        let answer = ask(&mut far, from, to, 41, 0, flags);
+        assert_eq!(far.node.dropped - dropped, u64::from(answer.is_none()));
+        answer
+    };
+    let refused = Some((far::RST | far::ACK, 0, 42));
+    assert_eq!(answer("100.64.0.1:5000", "100.64.0.9:80", far::SYN), refused, "the router itself");
+    assert_eq!(answer("10.96.0.7:5000", "100.64.0.9:80", far::SYN), refused, "somebody behind it");
+    assert_eq!(answer("100.64.0.1:5000", "100.64.0.9:81", far::SYN), None, "denied");
+    assert_eq!(answer("100.64.0.7:5000", "100.64.0.9:80", far::SYN), None, "in another node's name");
+    assert_eq!(answer("100.64.0.1:5000", "100.64.0.8:80", far::SYN), None, "to another node");
+    for flags in [far::ACK, far::SYN | far::ACK, far::RST, far::SYN | far::FIN, 0] {
+        assert_eq!(answer("100.64.0.1:5000", "100.64.0.9:80", flags), None, "{flags}");
+    }
+}
+
+#[tokio::test]
+async fn who_listens_gets_the_connections_to_its_port() {
+    let mut far = Far::new().await;
+    allow(&mut far, ["100.64.0.1"]);
+    let mut taken = far.node.listeners.listen(80).expect("a port");
+    let (from, to) = ("100.64.0.1:5000", "100.64.0.9:80");
+    let Some((flags, seq, 42)) = ask(&mut far, from, to, 41, 0, far::SYN) else { panic!("no answer") };
+    assert_eq!(flags, far::SYN | far::ACK);
+    assert!(taken.try_recv().is_err(), "it is half open");
+    let ack = seq.wrapping_add(1);
+    ask(&mut far, from, to, 42, ack, far::ACK);
+    let (stream, came_from) = taken.try_recv().expect("it is open");
+    let (from, to) = (from.parse().expect("an address"), to.parse().expect("an address"));
+    assert_eq!(came_from, SocketAddr::V4(from));
+    // A new map leaves it alone.
+    allow(&mut far, ["100.64.0.1"]);
+    let id = far.node.flows.ids()[0];
+    let mut flow = far::FarFlow { id, stream, from, to, seq: 42, ack };
+    far.talk(&mut flow);
+    drop(flow.stream);
+    far.packets.clear();
+    far.turn();
+    assert!(far.packets.iter().any(|packet| packet[33] & far::FIN != 0), "{:?}", far.packets);
+    let mut map = (**far.node.map.as_ref().expect("a map")).clone();
+    map.self_node.info.addresses.push("100.64.0.8".parse().expect("an address"));
+    map.filter = allow_all();
+    with_scratch(|scratch| far.node.apply_map(Arc::new(map), &mut scratch.work, far.now));
+    assert_eq!(ask(&mut far, "100.64.0.1:5000", "100.64.0.8:80", 41, 0, far::SYN), None, "no flow is replaced");
+    drop(taken);
+    assert_eq!(ask(&mut far, "100.64.0.1:6000", "100.64.0.9:80", 41, 0, far::SYN), Some((far::RST | far::ACK, 0, 42)));
+}
+
+#[tokio::test]
+async fn connections_that_are_begun_and_left_are_few_and_are_forgotten() {
+    let mut far = Far::new().await;
+    allow(&mut far, ["100.64.0.1"]);
+    far.node.max_flows = 100;
+    let _taken = far.node.listeners.listen(80).expect("a port");
+    let answered = |far: &mut Far, first: u16| {
+        let ports = first..first + 70;
+        ports.filter(|port| ask(far, &format!("100.64.0.1:{port}"), "100.64.0.9:80", 1, 0, far::SYN).is_some()).count()
+    };
+    assert_eq!(answered(&mut far, 1000), 64);
+    assert_eq!((answered(&mut far, 2000), far.node.flows.len()), (0, 64));
+    far.now += Duration::from_secs(11);
+    far.turn();
+    far.turn();
+    assert_eq!(far.node.flows.len(), 0);
+    far.node.max_flows = 10;
+    assert_eq!(answered(&mut far, 3000), 10, "they count as flows");
 }
 
 /// A router of the cluster, of which the first is elected.

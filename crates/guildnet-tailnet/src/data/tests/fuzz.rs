@@ -1,7 +1,7 @@
 //! Whatever comes, from the socket or through the tunnel: nothing falls over, nothing grows, and a flow that is not meant
 //! goes on. One node takes all cases one after the other. `PROPTEST_CASES` says how many.
 
-use std::{cell::RefCell, net::SocketAddr};
+use std::{cell::RefCell, net::SocketAddrV4};
 
 use proptest::prelude::*;
 
@@ -20,19 +20,25 @@ const SESSION: u32 = 1 << 16;
 struct Bench {
     far: Far,
     kept: FarFlow,
+    /// Connections that nobody takes.
+    _waiting: tokio::sync::mpsc::Receiver<crate::connector::Accepted>,
     cases: u32,
 }
 
 impl Bench {
     async fn new() -> RefCell<Self> {
         let mut far = Far::new().await;
+        let mut map = (**far.node.map.as_ref().expect("a map")).clone();
+        map.filter = allow_all();
+        with_scratch(|scratch| far.node.apply_map(Arc::new(map), &mut scratch.work, far.now));
         let kept = far.open("10.96.0.1:443");
-        RefCell::new(Self { far, kept, cases: 0 })
+        let _waiting = far.node.listeners.listen(80).expect("a port");
+        RefCell::new(Self { far, kept, _waiting, cases: 0 })
     }
 
     /// After each case.
     fn check(&mut self) {
-        let Self { far, kept, cases } = self;
+        let Self { far, kept, cases, .. } = self;
         far.now += Duration::from_millis(1);
         far.turn();
         far.packets.clear();
@@ -46,7 +52,7 @@ impl Bench {
             far.talk(kept);
         }
         let node = &far.node;
-        assert!(node.flows.len() <= 2 && node.runnable.len() <= 4, "{} {}", node.flows.len(), node.runnable.len());
+        assert!(node.flows.len() <= 16 && node.runnable.len() <= 32, "{} {}", node.flows.len(), node.runnable.len());
         assert_eq!((node.peers.iter().count(), node.actions.len(), node.relay_waiting.len()), (1, 0, 0));
         let slot = node.peers.get(far.peer).expect("its slot");
         assert!(slot.path.addrs().count() <= 32);
@@ -110,10 +116,13 @@ enum Disco {
 }
 
 fn discos() -> impl Strategy<Value = Disco> {
+    // What is pinged is on this machine.
+    let near = any::<([u8; 3], u16)>().prop_map(|([b, c, d], port)| SocketAddr::from(([127, b, c, d], port)));
+    let addr = prop_oneof![3 => near, 1 => any::<std::net::SocketAddrV6>().prop_map(SocketAddr::V6)];
     prop_oneof![
         any::<[u8; 12]>().prop_map(Disco::Ping),
         any::<[u8; 12]>().prop_map(Disco::Pong),
-        prop::collection::vec(any::<SocketAddr>(), 0..50).prop_map(Disco::Call),
+        prop::collection::vec(addr, 0..50).prop_map(Disco::Call),
         (0u8..6, bytes(700)).prop_map(|(kind, junk)| Disco::Junk(kind, junk)),
         bytes(200).prop_map(Disco::Stranger),
         bytes(200).prop_map(Disco::Garbage),
@@ -253,6 +262,14 @@ enum Inner {
         headers: Vec<(u8, u8)>,
         data: Vec<u8>,
     },
+    /// Opens a connection to this node.
+    Open {
+        from: u8,
+        to: u8,
+        port: u16,
+        flags: u8,
+        data: Vec<u8>,
+    },
     Garbage(Vec<u8>),
 }
 
@@ -266,10 +283,22 @@ fn inners() -> impl Strategy<Value = Inner> {
         (prop_oneof![Just(0u8), Just(43), Just(44), Just(60), Just(6), any::<u8>()], any::<u8>()),
         0..6,
     );
+    let from = prop_oneof![3 => Just(1), 1 => any::<u8>()];
+    let to = prop_oneof![3 => Just(9), 1 => any::<u8>()];
+    let flags = prop_oneof![4 => Just(SYN), 1 => any::<u8>()];
+    let port = prop_oneof![Just(80), any::<u16>()];
+    let opens = (from, to, port, flags, bytes(40)).prop_map(|(from, to, port, flags, data)| Inner::Open {
+        from,
+        to,
+        port,
+        flags,
+        data,
+    });
     prop_oneof![
         6 => packet.prop_map(|(flags, seq, ack, window, options, data)| Inner::Tcp { flags, seq, ack, window, options, data }),
         2 => (0usize..=10, any::<u16>(), bytes(100)).prop_map(|(options, fragment, data)| Inner::Odd { options, fragment, data }),
         2 => (headers, bytes(100)).prop_map(|(headers, data)| Inner::V6 { headers, data }),
+        2 => opens,
         1 => bytes(1300).prop_map(Inner::Garbage),
     ]
 }
@@ -301,6 +330,10 @@ fn inner(inner: Inner, flow: &FarFlow) -> Vec<u8> {
             }
             packet.extend(&tcp(flow.from, flow.to, flow.seq, flow.ack, ACK, &data)[20..]);
             packet
+        }
+        Inner::Open { from, to, port, flags, data } => {
+            let [from, to] = [from, to].map(|last| Ipv4Addr::new(100, 64, 0, last));
+            tcp(SocketAddrV4::new(from, 5000), SocketAddrV4::new(to, port), 1, 2, flags, &data)
         }
         Inner::Garbage(bytes) => bytes,
     }
