@@ -79,7 +79,7 @@ pub(super) struct Peers {
     slots: Vec<Option<Box<Slot>>>,
     by_node: HashMap<Key, SlotId>,
     by_disco: HashMap<Key, SlotId>,
-    by_number: HashMap<u32, SlotId>,
+    by_number: HashMap<u32, SlotId, foldhash::fast::RandomState>,
 }
 
 impl Peers {
