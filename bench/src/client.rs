@@ -187,14 +187,14 @@ async fn sample(
     Ok(())
 }
 
-async fn echo(flow: &mut Box<dyn Io>) -> Result<(), Failure> {
+pub(crate) async fn echo(flow: &mut Box<dyn Io>) -> Result<(), Failure> {
     flow.write_all(&header(b'P', 1)).await?;
     flow.flush().await?;
     flow.read_exact(&mut [0; HEADER]).await?;
     Ok(())
 }
 
-async fn download(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
+pub(crate) async fn download(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
     flow.write_all(&header(b'D', bytes)).await?;
     flow.flush().await?;
     let mut buffer = vec![0; 1 << 16];
@@ -209,7 +209,7 @@ async fn download(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn upload(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
+pub(crate) async fn upload(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Failure> {
     flow.write_all(&header(b'U', bytes)).await?;
     let chunk = vec![0; 1 << 16];
     let mut left = bytes;

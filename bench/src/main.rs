@@ -3,6 +3,7 @@
 //! Each client is a process of its own, so that processor time and memory are its own, and rounds are interleaved, so
 //! that a noisy machine troubles all of them alike. Nothing here passes or fails: it reports. `compare.rs` is the
 //! benchmark of connectors, `kube.rs` that of the Kubernetes proxy, `bulkheads.rs` of clusters beside each other,
+//! `soak.rs` what a connector does for an hour,
 //! `client.rs` the client on our connector, `peers/tsnet` the one on Go's tsnet, `tailnet.rs` how this process joins.
 
 mod bulkheads;
@@ -11,6 +12,7 @@ mod compare;
 mod figures;
 mod kube;
 mod protocol;
+mod soak;
 mod tailnet;
 mod usage;
 
@@ -28,6 +30,8 @@ enum Command {
     Kube(kube::Kube),
     /// Ask a healthy cluster alone and beside others that hang, are late and are flooded.
     Bulkheads(bulkheads::Bulkheads),
+    /// Keep one connector busy for an hour and print a line each minute.
+    Soak(soak::Soak),
     /// Serve as the benchmark's client on the GuildNet connector (started by compare).
     #[command(hide = true)]
     Client(client::Client),
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Kube(kube) => kube.run(),
         Command::Bulkheads(bulkheads) => bulkheads.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Client(client) => client.run(),
     };
     match result {

@@ -3,7 +3,9 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user};
-use guildnet_model::{ClusterId, Connector, ConnectorSpec, Dialer, Networks, Secret, StartConnector as _, Target};
+use guildnet_model::{
+    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, Networks, Secret, StartConnector as _, Target,
+};
 use guildnet_tailnet::{Engine, EngineConfig};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -113,6 +115,11 @@ impl Member {
 
     pub(crate) fn dialer(&self) -> Arc<dyn Dialer> {
         self.connector.dialer()
+    }
+
+    /// Everything that the connector shows now.
+    pub(crate) async fn snapshot(&self) -> ConnectorSnapshot {
+        self.connector.snapshot().await
     }
 
     /// Leaves the tailnet.

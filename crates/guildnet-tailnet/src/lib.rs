@@ -32,5 +32,8 @@ mod tcp;
 mod udp;
 mod wg;
 
+#[cfg(test)]
+mod sim;
+
 pub use engine::{Engine, EngineConfig};
 pub use state::saved_node_key;

@@ -358,8 +358,16 @@ impl Sender {
         if self.lost == 0 {
             return None;
         }
-        let lost = self.sent.iter().find(|sent| sent.state == State::Lost)?;
-        Some(self.piece_of(lost.start, lost.end, true))
+        let mut lost = self.sent.iter().skip_while(|sent| sent.state != State::Lost);
+        let first = lost.next()?;
+        // Crumbs that were lost together are sent again as one.
+        let mut end = first.end;
+        while end < first.start + self.mss as u64
+            && let Some(sent) = lost.next().filter(|sent| sent.state == State::Lost && sent.start == end)
+        {
+            end = sent.end;
+        }
+        Some(self.piece_of(first.start, end, true))
     }
 
     fn fresh_piece(&self) -> Option<Piece> {
@@ -712,8 +720,10 @@ impl Sender {
 
     fn lose_all(&mut self) {
         (self.probed, self.probe_due) = (None, false);
-        let (start, end) = (self.una, self.next);
-        self.set(start, end, |sent| (sent.state == State::Flying).then_some(Sent { state: State::Lost, ..*sent }));
+        for sent in self.sent.iter_mut().filter(|sent| sent.state == State::Flying) {
+            sent.state = State::Lost;
+        }
+        self.lost += std::mem::take(&mut self.flying);
     }
 
     /// Whether the far end is to be asked for its window now; told once.
