@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user};
 use guildnet_model::{
-    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, Networks, Secret, StartConnector as _, Target,
+    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, Secret, StartConnector as _, Target,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
 use tempfile::TempDir;
@@ -106,9 +106,10 @@ impl Member {
             ca_pem,
             hostname: hostname.to_owned(),
             state_dir: folder.path().join("state"),
-            auth_key,
+            auth_keys: Arc::new(FixedKey(auth_key)),
             routes,
             site: None,
+            ephemeral: true,
         })?;
         Ok(Self { connector, _engine: engine, _folder: folder })
     }

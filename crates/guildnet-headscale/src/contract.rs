@@ -19,7 +19,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     EnsureKeys, Headscale, HeadscaleConfig, HeadscaleError, HeldPolicy, NewKey, PolicyInput, PolicyPlan, PolicyRequest,
-    PolicyVerdict, ServerFeatures, apply_policy, clients_of, ensure_namespace, judge, known_clusters, routers_of,
+    PolicyVerdict, ServerFeatures, apply_policy, client_key, clients_of, ensure_namespace, judge, known_clusters,
+    routers_of,
 };
 
 /// How a case ended: `Err` says what was expected and what was seen.
@@ -58,6 +59,7 @@ cases![
     a_key_is_listed_by_its_beginning_and_can_be_ended,
     a_node_is_listed_approved_ended_and_removed,
     a_namespace_keeps_its_valid_keys,
+    a_client_key_is_the_same_until_it_has_ended,
     the_policy_keeps_other_clusters_and_settles,
     a_wrong_policy_is_refused_in_words_and_changes_nothing,
     the_server_itself_tells_a_leaking_policy,
@@ -279,6 +281,26 @@ async fn a_namespace_keeps_its_valid_keys(server: &HeadscaleConfig) -> Verdict {
     expect!(third.new_router_key && !third.new_client_key, "after the router key's end: {third:?}");
     expect!(third.file.client_auth_key == first.file.client_auth_key, "the client key changed too");
     remove(&hs, user.id).await
+}
+
+async fn a_client_key_is_the_same_until_it_has_ended(server: &HeadscaleConfig) -> Verdict {
+    let hs = client(server)?;
+    let id = cluster()?;
+    let want = EnsureKeys { client: false, ..EnsureKeys::default() };
+    let held = ensure_namespace(&hs, &id, &want, None).await.map_err(said)?.file;
+    let first = client_key(&hs, &held).await.map_err(said)?.ok_or("there is a namespace")?;
+    let key = first.client_auth_key.clone().ok_or("no key")?;
+    let again = client_key(&hs, &first).await.map_err(said)?.ok_or("there is a namespace")?;
+    expect!(again.client_auth_key == first.client_auth_key, "a key that nobody has used was made anew");
+    let user = hs.ensure_user(&id.namespace()).await.map_err(said)?;
+    let listed = hs.keys(user.id).await.map_err(said)?;
+    hs.expire_key(listed.iter().find(|k| k.is(&key)).ok_or("it is not listed")?).await.map_err(said)?;
+    let third = client_key(&hs, &first).await.map_err(said)?.ok_or("there is a namespace")?;
+    expect!(third.client_auth_key.is_some_and(|new| new != key), "an ended key came back");
+    remove(&hs, user.id).await?;
+    expect!(client_key(&hs, &held).await.map_err(said)?.is_none(), "a key without a namespace");
+    expect!(hs.user(&id.namespace()).await.map_err(said)?.is_none(), "the namespace was made");
+    Ok(())
 }
 
 async fn the_policy_keeps_other_clusters_and_settles(server: &HeadscaleConfig) -> Verdict {

@@ -117,6 +117,20 @@ pub async fn ensure_namespace(
     Ok(EnsuredNamespace { file, new_router_key, new_client_key })
 }
 
+/// A client key of a namespace that is there: that of `held` while the server still takes it, else a new one. Asked again before a
+/// key was used, it gives the same one. `None`: there is no such namespace, and what belongs to it is for [`ensure_namespace`] and
+/// the policy.
+///
+/// # Errors
+/// Those of [`ensure_namespace`].
+pub async fn client_key(headscale: &Headscale, held: &NamespaceFile) -> Result<Option<NamespaceFile>, HeadscaleError> {
+    if headscale.user(&held.cluster.namespace()).await?.is_none() {
+        return Ok(None);
+    }
+    let want = EnsureKeys { router: false, ..EnsureKeys::default() };
+    ensure_namespace(headscale, &held.cluster, &want, Some(held)).await.map(|made| Some(made.file))
+}
+
 /// A key and when it ends.
 type Held = (Secret<String>, Option<Timestamp>);
 

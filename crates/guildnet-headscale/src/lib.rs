@@ -30,7 +30,7 @@ mod server;
 pub use apply::{PolicyApplied, PolicyChange, PolicyWriting, apply_policy};
 pub use client::{ApiKey, Headscale, HeadscaleConfig, HeldPolicy, NewKey, PreauthKey, User};
 pub use error::HeadscaleError;
-pub use keys::{EnsureKeys, EnsuredNamespace, KeyKind, ensure_namespace, ensure_user, near_end_from};
+pub use keys::{EnsureKeys, EnsuredNamespace, KeyKind, client_key, ensure_namespace, ensure_user, near_end_from};
 pub use namespace::{NamespaceFile, NamespaceFileError};
 pub use nodes::{Node, RouteView, clients_of, dead_routers, routers_of, routes_of, routes_to_approve, unseen_routers};
 pub use overlap::{RouteOverlap, overlaps};

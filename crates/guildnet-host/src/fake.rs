@@ -9,7 +9,7 @@ use std::{
 use guildnet_kube::{Allow, ClusterAccess, Kubeconfig};
 use guildnet_model::{
     BoxFuture, ClusterId, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus,
-    DialError, Dialer, Io, ListenError, Listener, PeerContact, ProbeOutcome, StartConnector, Target,
+    DialError, Dialer, FixedKey, Io, ListenError, Listener, PeerContact, ProbeOutcome, StartConnector, Target,
 };
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
@@ -114,9 +114,10 @@ pub(crate) fn spec(id: &str) -> ClusterSpec {
             ca_pem: None,
             hostname: format!("guildnet-{id}"),
             state_dir: PathBuf::from("/nonexistent"),
-            auth_key: None,
+            auth_keys: Arc::new(FixedKey(None)),
             routes: "10.96.0.0/16,10.244.0.0/16".parse().expect("networks"),
             site: None,
+            ephemeral: false,
         },
         access: access(),
         api_address: Some("10.96.0.1:443".parse().expect("a target")),

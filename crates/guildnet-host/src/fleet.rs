@@ -10,12 +10,15 @@ use std::{
 
 use futures_util::future::join_all;
 use guildnet_kube::ClusterAccess;
-use guildnet_model::{BoxFuture, Class, ClusterId, ConnectorSpec, Io, Networks, Secret, StartConnector, Target};
+use guildnet_model::{
+    BoxFuture, Class, ClusterId, ConnectorSpec, FixedKey, Io, Networks, Secret, StartConnector, Target,
+};
 use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
 
 use crate::{
     ClusterInfo, Destination, HostError, ProxiesRequest, Settings, SettingsShown,
+    auth_keys::MadeKeys,
     cluster::{self, ClusterActor, ClusterHandle, ClusterSpec},
     error::Explained as _,
     events::{Events, What},
@@ -36,6 +39,8 @@ pub(crate) struct Fleet {
     /// One reload at a time; readers of `members` do not wait for it.
     reloading: Mutex<()>,
     metrics: Arc<Metrics>,
+    /// Whether its connectors' keys are made when they are needed.
+    makes_keys: bool,
 }
 
 struct Member {
@@ -59,7 +64,13 @@ impl Fleet {
     /// A fleet without clusters; [`Self::reload`] brings them.
     pub(crate) fn new(store: Store, connectors: Arc<dyn StartConnector>) -> Self {
         let (events, members, reloading) = (Arc::default(), RwLock::default(), Mutex::default());
-        Self { store, connectors, events, members, reloading, metrics: Arc::default() }
+        Self { store, connectors, events, members, reloading, metrics: Arc::default(), makes_keys: false }
+    }
+
+    /// The same, for the Host App: a connector that the server does not accept has a key made for it there.
+    #[must_use]
+    pub(crate) fn making_keys(self) -> Self {
+        Self { makes_keys: true, ..self }
     }
 
     /// What happens to its clusters.
@@ -123,7 +134,12 @@ impl Fleet {
             }
             let (actor, unusable) = match spec(&record) {
                 Ok(_) if record.disconnected => (None, None),
-                Ok(spec) => (Some(self.actor(spec)), None),
+                Ok(mut spec) => {
+                    if self.makes_keys {
+                        spec.connector.auth_keys = Arc::new(MadeKeys::new(self.store.clone(), &record));
+                    }
+                    (Some(self.actor(spec)), None)
+                }
                 Err(why) => (None, Some(why)),
             };
             self.members_mut().insert(record.id.clone(), Member { record, actor, unusable });
@@ -349,9 +365,10 @@ pub(crate) fn spec(record: &ClusterRecord) -> Result<ClusterSpec, HostError> {
             ca_pem: record.ca_pem.clone(),
             hostname: hostname(&record.id),
             state_dir: record.state_path.clone(),
-            auth_key: record.client_auth_key.clone(),
+            auth_keys: Arc::new(FixedKey(record.client_auth_key.clone())),
             routes: record.routes.clone(),
             site: record.site,
+            ephemeral: false,
         },
         access,
         api_address: record.api_address.map(Target::from),

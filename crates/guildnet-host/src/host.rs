@@ -80,7 +80,7 @@ impl Host {
         let home = config.settings.home.clone();
         let instance = Instance::take(&home)?;
         let store = Store::open(&home).await.explained()?;
-        let fleet = Arc::new(Fleet::new(store, deps.connectors));
+        let fleet = Arc::new(Fleet::new(store, deps.connectors).making_keys());
         let jobs = Arc::new(Jobs::new(Arc::clone(fleet.events())));
         let forwards = Arc::new(Forwards::new(fleet.store().clone(), Arc::clone(&fleet) as Arc<dyn Open>));
         let api = Api {

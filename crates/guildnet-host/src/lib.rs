@@ -11,6 +11,7 @@
 //! secret is in an error, a log line or an answer of the API. Absent: parsing flags and printing (the command's).
 
 mod add;
+mod auth_keys;
 pub mod certs;
 pub mod client;
 mod cluster;

@@ -80,6 +80,8 @@ pub(crate) struct ConnectorShown {
     pub(crate) tags: Vec<String>,
     /// Its addresses in the tailnet.
     pub(crate) addresses: Vec<String>,
+    /// When the node key ends, if it does, by the server's clock.
+    pub(crate) key_expires: Option<Timestamp>,
     /// The relay region that it is connected to, if any.
     pub(crate) home_relay: Option<u16>,
     /// Open TCP flows.
@@ -249,6 +251,7 @@ impl ConnectorShown {
             node: node.map(|n| n.name.clone()),
             tags: node.map(|n| n.tags.clone()).unwrap_or_default(),
             addresses: node.map(|n| texts(&n.addresses)).unwrap_or_default(),
+            key_expires: node.and_then(|n| Timestamp::try_from(n.key_expiry?).ok()),
             home_relay: snapshot.home_relay,
             flows: snapshot.flows,
             dropped_packets: snapshot.dropped_packets,

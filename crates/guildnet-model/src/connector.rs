@@ -28,12 +28,48 @@ pub struct ConnectorSpec {
     pub hostname: String,
     /// Folder (mode 0700) that keeps the node's identity.
     pub state_dir: PathBuf,
-    /// Preauth key, used only while the node is not registered.
-    pub auth_key: Option<Secret<String>>,
+    /// Gives preauth keys; asked only while the server does not accept the node without one.
+    pub auth_keys: Arc<dyn AuthKeys>,
     /// The cluster's networks: nothing else is dialled, whatever the network map offers.
     pub routes: Networks,
     /// The cluster's site number, for servers where equal networks need 4via6.
     pub site: Option<SiteNumber>,
+    /// Whether the node is thrown away when the connector stops: it is logged out, and its identity is never used again. For preauth
+    /// keys that make ephemeral nodes: the server deletes such a node at its logout, others only expire.
+    pub ephemeral: bool,
+}
+
+/// Gives a connector the preauth keys with which it joins: asked at the moment when one is needed, so that it can be made then.
+///
+/// A connector asks when its node is not registered yet, when the server refuses it (removed, its key expired), and shortly before
+/// its key expires; once for each of these, and again at most every minute while the server goes on refusing.
+pub trait AuthKeys: fmt::Debug + Send + Sync {
+    /// The key to join with now; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`NoAuthKey`]: one could be had, but not now.
+    /// # Cancellation
+    /// The connector drops the future when it stops, and after 30 s.
+    fn key(&self) -> BoxFuture<'_, Result<Option<Secret<String>>, NoAuthKey>>;
+}
+
+/// Why no preauth key could be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no preauth key could be had: {why}")]
+pub struct NoAuthKey {
+    /// The cause.
+    pub why: String,
+}
+
+/// The same key each time, or none.
+#[derive(Clone, Debug, Default)]
+pub struct FixedKey(pub Option<Secret<String>>);
+
+impl AuthKeys for FixedKey {
+    fn key(&self) -> BoxFuture<'_, Result<Option<Secret<String>>, NoAuthKey>> {
+        let key = self.0.clone();
+        Box::pin(async { Ok(key) })
+    }
 }
 
 /// Why a connector could not be started at all.
@@ -199,6 +235,11 @@ pub enum Degraded {
         /// What was seen.
         why: String,
     },
+    /// Everything works, but the node key expires within a day and the node must be admitted anew then.
+    KeyExpiring {
+        /// When it expires, by this machine's clock: the server's may be another one.
+        at: SystemTime,
+    },
 }
 
 impl fmt::Display for Degraded {
@@ -207,6 +248,24 @@ impl fmt::Display for Degraded {
             Self::ControlDown { why } => write!(f, "login server not connected: {why}"),
             Self::RelayDown { why } => write!(f, "no relay: {why}"),
             Self::NoRouter { why } => write!(f, "no router: {why}"),
+            // Told as of now: the time left is what a person needs.
+            Self::KeyExpiring { at } => match at.duration_since(SystemTime::now()) {
+                Ok(left) => write!(f, "the node key expires in {}", Left(left)),
+                Err(_) => f.write_str("the node key expires now"),
+            },
+        }
+    }
+}
+
+/// Time left, for a person: hours, or minutes when it is less than two hours.
+struct Left(Duration);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Rounded up: what has just begun is told whole.
+        match self.0.as_secs().div_ceil(60) {
+            minutes if minutes < 120 => write!(f, "{minutes} min"),
+            minutes => write!(f, "{} h", minutes.div_ceil(60)),
         }
     }
 }
@@ -386,15 +445,32 @@ pub trait StartConnector: Send + Sync {
 impl ConnectorStatus {
     /// Whether dials may be tried: ready, or degraded in a way that leaves a path.
     pub fn is_usable(&self) -> bool {
-        matches!(
-            self.state,
-            ConnectorState::Ready
-                | ConnectorState::Degraded { why: Degraded::ControlDown { .. } | Degraded::RelayDown { .. } }
-        )
+        match &self.state {
+            ConnectorState::Ready => true,
+            ConnectorState::Degraded { why } => !matches!(why, Degraded::NoRouter { .. }),
+            _ => false,
+        }
     }
 
     /// The error that a dial gets while the connector is not usable.
     pub fn as_dial_error(&self) -> DialError {
         DialError::NotReady { state: self.state.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_expires_soon_is_told_with_the_time_left_and_dials_go_on() {
+        for (left, said) in [(86_395, "24 h"), (7_300, "3 h"), (7_100, "119 min"), (30, "1 min")] {
+            let why = Degraded::KeyExpiring { at: SystemTime::now() + Duration::from_secs(left) };
+            assert_eq!(why.to_string(), format!("the node key expires in {said}"));
+            let (state, since) = (ConnectorState::Degraded { why }, SystemTime::now());
+            assert!(ConnectorStatus { state, since, node: None }.is_usable());
+        }
+        let over = Degraded::KeyExpiring { at: SystemTime::UNIX_EPOCH };
+        assert_eq!(over.to_string(), "the node key expires now");
     }
 }

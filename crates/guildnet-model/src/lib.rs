@@ -13,8 +13,9 @@ mod secret;
 pub mod via6;
 
 pub use connector::{
-    Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, Degraded,
-    ListenError, Listener, NodeInfo, PathKind, PeerContact, PeerInfo, ProbeOutcome, StartConnector,
+    AuthKeys, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, Degraded,
+    FixedKey, ListenError, Listener, NoAuthKey, NodeInfo, PathKind, PeerContact, PeerInfo, ProbeOutcome,
+    StartConnector,
 };
 pub use dial::{BoxFuture, DialError, Dialer, Io, Target, TargetError};
 pub use explain::{Class, Explain};

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guildnet_model::{Connector, ConnectorSpec, Io, Secret, StartConnector, Target};
+use guildnet_model::{Connector, ConnectorSpec, FixedKey, Io, Secret, StartConnector, Target};
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::{io::AsyncWriteExt, time::timeout};
 
@@ -149,9 +149,10 @@ impl Options {
             ca_pem: file("ca")?,
             hostname: self.0.get("name").map_or_else(|| "dial-example".to_owned(), Clone::clone),
             state_dir: PathBuf::from(self.need("state")?),
-            auth_key: file("key-file")?.map(|key| Secret::new(key.trim().to_owned())),
+            auth_keys: Arc::new(FixedKey(file("key-file")?.map(|key| Secret::new(key.trim().to_owned())))),
             routes: self.need("routes")?.parse()?,
             site: self.number("site")?.map(TryInto::try_into).transpose()?,
+            ephemeral: false,
         })
     }
 }

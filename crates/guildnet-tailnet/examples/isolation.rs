@@ -25,7 +25,7 @@ use std::{
 
 use futures_util::future::{join_all, try_join_all};
 use guildnet_model::{
-    Connector, ConnectorSpec, Networks, PeerContact, ProbeOutcome, SiteNumber, StartConnector, Target, via6,
+    Connector, ConnectorSpec, FixedKey, Networks, PeerContact, ProbeOutcome, SiteNumber, StartConnector, Target, via6,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
 use serde_json::{Value, json};
@@ -75,9 +75,10 @@ async fn main() -> Result<(), Failure> {
             ca_pem: ca_pem.clone(),
             hostname: "isolation-example".to_owned(),
             state_dir: folder,
-            auth_key: None,
+            auth_keys: Arc::new(FixedKey(None)),
             routes: routes.clone(),
             site: Some(site),
+            ephemeral: false,
         })?;
         started.push((cluster, site, connector));
     }

@@ -4,9 +4,12 @@
 //! the preauth key from `TS_AUTHKEY` and a CA file from `CA`. Between two joins with the same folder the node stays the same.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a tool for the engine's own measurements")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use guildnet_model::{ConnectorSpec, Dialer, Io, Secret, StartConnector, Target};
+use guildnet_model::{ConnectorSpec, Dialer, FixedKey, Io, Secret, StartConnector, Target};
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -96,9 +99,10 @@ async fn client(server: &str, cluster: &str, routes: &str, target: &str, dir: &s
         ca_pem: std::env::var("CA").ok().map(|path| std::fs::read_to_string(path).unwrap()),
         hostname: "measure".into(),
         state_dir: dir.into(),
-        auth_key: std::env::var("TS_AUTHKEY").ok().map(Secret::new),
+        auth_keys: Arc::new(FixedKey(std::env::var("TS_AUTHKEY").ok().map(Secret::new))),
         routes: routes.parse().unwrap(),
         site: std::env::var("SITE").ok().map(|site| site.parse().unwrap()),
+        ephemeral: false,
     };
     let target: Target = target.parse().unwrap();
     let connector = Engine::new(EngineConfig::default()).map(|engine| (engine.start(spec).unwrap(), engine)).unwrap();

@@ -1,20 +1,25 @@
 //! The control connection: keeps the node registered and its network map current, and never gives up.
 //!
-//! `control/connect.rs` opens the connection, `control/register.rs` registers, `control/session.rs` follows the map,
-//! `control/stream.rs` and `control/wire.rs` read it. Absent: answering the server's pings, DNS, SSH and policy: a connector
+//! `control/connect.rs` opens the connection, `control/register.rs` registers with keys of `control/keys.rs`, `control/session.rs`
+//! follows the map, `control/stream.rs` and `control/wire.rs` read it. Absent: answering the server's pings, DNS, SSH and policy: a connector
 //! needs none. What the data side does with a map is not decided here; the last one stays valid while the server is away.
 
 mod connect;
 #[cfg(test)]
 mod fake;
+mod keys;
 mod register;
 mod session;
 mod stream;
 mod wire;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use guildnet_model::Secret;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
@@ -22,6 +27,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+pub(crate) use self::keys::Keys;
+
+use self::session::Session;
 use crate::{backoff::Backoff, netmap::NetMap, quote, state::Identity};
 
 /// How long opening the connection may take: TCP, TLS, the server's key, the upgrade.
@@ -56,6 +64,11 @@ pub(crate) enum ControlEvent {
     Registered,
     /// The whole map after a change.
     Map(Arc<NetMap>),
+    /// The node key of the last map expires within a day.
+    KeyExpiring {
+        /// When, by the server's clock.
+        at: Instant,
+    },
     /// The connection is down; the last map stays valid.
     Down {
         /// The cause, as one line.
@@ -73,21 +86,20 @@ pub(crate) struct ControlConfig {
     pub(crate) tls: Arc<rustls::ClientConfig>,
     /// The node's name in the tailnet.
     pub(crate) hostname: String,
-    /// Used only while the server does not accept the node without it.
-    pub(crate) auth_key: Option<Secret<String>>,
+    /// Asked only while the server does not accept the node without one, and shortly before that.
+    pub(crate) keys: Keys,
     /// The node's keys.
     pub(crate) identity: Arc<Identity>,
+    /// Whether the node is logged out at the end.
+    pub(crate) ephemeral: bool,
 }
 
 impl ControlConfig {
     /// What is told of a failure. It may quote the server, and the server what it was asked: one short line without the preauth
     /// key.
     fn fit(&self, why: &str) -> String {
-        match self.auth_key.as_ref().map(|key| key.expose().trim()).filter(|key| !key.is_empty()) {
-            // Before it is cut: half a key is no longer known as one.
-            Some(key) => quote::line(&why.replace(key, "[the key]")),
-            None => quote::line(why),
-        }
+        // Before it is cut: half a key is no longer known as one.
+        quote::line(&self.keys.hide(why))
     }
 }
 
@@ -100,6 +112,8 @@ enum End {
     Broken(String),
     /// This machine is in another network.
     Moved,
+    /// The node has a new key: the old one's session is over.
+    Renewed,
     /// Nobody listens any more.
     Stopped,
 }
@@ -112,10 +126,11 @@ impl From<String> for End {
 
 /// Keeps the node registered and its map current until `cancel` or until nobody receives `events`. Never gives up: failed
 /// attempts are repeated after 1 s to 60 s with jitter, refused ones every minute; at once after each `moved`, which says that
-/// this machine is in another network.
+/// this machine is in another network, and with a new node key.
 ///
 /// # Cancellation
-/// By `cancel`; the connection is closed and helper tasks have ended when this returns.
+/// By `cancel`; the connection is closed and helper tasks have ended when this returns. An ephemeral node whose connection is open
+/// is logged out before.
 pub(crate) async fn run(
     config: ControlConfig,
     mut reports: watch::Receiver<LocalReport>,
@@ -125,13 +140,15 @@ pub(crate) async fn run(
 ) {
     let mut backoff = Backoff::default();
     let mut refused = false;
+    let mut renewed = None;
     loop {
         if !refused && !tell(&events, ControlEvent::Connecting, &cancel).await {
             return;
         }
         let began = Instant::now();
         let mut had_map = false;
-        let end = attempt(&config, &mut reports, &mut moved, &events, &mut had_map, &cancel).await;
+        let memory = (&mut had_map, &mut renewed);
+        let end = attempt(&config, &mut reports, &mut moved, &events, memory, &cancel).await;
         if had_map && began.elapsed() >= SOUND_SESSION {
             backoff.reset();
         }
@@ -141,6 +158,7 @@ pub(crate) async fn run(
                 backoff.reset();
                 continue;
             }
+            End::Renewed => continue,
             End::Refused(why) => (ControlEvent::NeedsKey { why }, refused_wait()),
             End::Broken(why) => {
                 let retry_in = backoff.next();
@@ -177,7 +195,7 @@ async fn attempt(
     reports: &mut watch::Receiver<LocalReport>,
     moved: &mut watch::Receiver<()>,
     events: &mpsc::Sender<ControlEvent>,
-    had_map: &mut bool,
+    (had_map, renewed): (&mut bool, &mut Option<SystemTime>),
     cancel: &CancellationToken,
 ) -> End {
     let opening =
@@ -194,32 +212,50 @@ async fn attempt(
             }
         },
     };
-    let talk = async |http| {
-        tokio::select! {
-            () = cancel.cancelled() => Err(End::Stopped),
-            Ok(()) = moved.changed() => Err(End::Moved),
-            end = session::Session { config, reports, events, had_map }.run(http) => end,
-        }
-    };
+    let session = Session { config, reports, events, had_map, renewed };
+    let talk = async |http| talk(&http, session, moved, cancel).await;
     match connect::with_http(channel, &config.login_server, talk).await {
         Ok(never) => match never {},
         Err(end) => end,
     }
 }
 
+/// What is said over an open connection.
+async fn talk(
+    http: &connect::Http,
+    session: Session<'_>,
+    moved: &mut watch::Receiver<()>,
+    cancel: &CancellationToken,
+) -> Result<Infallible, End> {
+    let config = session.config;
+    tokio::select! {
+        () = cancel.cancelled() => {
+            if config.ephemeral {
+                register::logout(http, config).await;
+            }
+            Err(End::Stopped)
+        }
+        Ok(()) = moved.changed() => Err(End::Moved),
+        end = session.run(http) => end,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use guildnet_model::{FixedKey, Secret};
+
     use super::*;
     use crate::tls;
 
-    fn config(login_server: &str, auth_key: Option<&str>) -> ControlConfig {
+    fn config(login_server: &str) -> ControlConfig {
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate").cert.pem();
         ControlConfig {
             login_server: login_server.parse().expect("an address"),
             tls: tls::client_config(Some(&ca)).expect("a config"),
             hostname: "me".into(),
-            auth_key: auth_key.map(|key| Secret::new(key.to_owned())),
+            keys: Keys::new(Arc::new(FixedKey(None))),
             identity: Arc::new(Identity::ephemeral()),
+            ephemeral: false,
         }
     }
 
@@ -234,7 +270,7 @@ mod tests {
             let (_reports, watched) = watch::channel(LocalReport::default());
             let cancel = CancellationToken::new();
             let (_moved, moves) = watch::channel(());
-            let running = tokio::spawn(run(config(address, None), watched, moves, events_tx, cancel.clone()));
+            let running = tokio::spawn(run(config(address), watched, moves, events_tx, cancel.clone()));
             assert!(matches!(events.recv().await, Some(ControlEvent::Connecting)));
             let Some(ControlEvent::Down { why, .. }) = events.recv().await else { panic!("another event") };
             assert!(why.contains(place), "{why}");
@@ -244,15 +280,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_key_is_replaced_before_a_failure_is_cut_and_none_is_no_key() {
-        let said = |why: &str, key| config("https://h", key).fit(why);
+    #[tokio::test]
+    async fn a_key_is_replaced_before_a_failure_is_cut_and_none_is_no_key() {
+        let said = async |why: &str, key: Option<&str>| {
+            let keys = Keys::new(Arc::new(FixedKey(key.map(|key| Secret::new(key.to_owned())))));
+            let given = keys.ask().await.expect("no failure");
+            (ControlConfig { keys, ..config("https://h") }.fit(why), given.is_some())
+        };
         for filling in 280..310 {
-            let why = said(&format!("{}hskey-secret", "x".repeat(filling)), Some("hskey-secret\n"));
+            let why = said(&format!("{}hskey-secret", "x".repeat(filling)), Some("hskey-secret\n")).await.0;
             assert!(!why.contains("hskey"), "{why}");
         }
-        assert_eq!(said("try\nlater", Some("")), "try later");
-        assert_eq!(said("try later", None), "try later");
+        assert_eq!(said("try\nlater", Some("")).await, ("try later".into(), false));
+        assert_eq!(said("try later", None).await, ("try later".into(), false));
     }
 
     #[test]

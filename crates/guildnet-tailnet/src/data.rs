@@ -24,7 +24,7 @@ use std::{
     collections::{HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use guildnet_model::{ConnectorSpec, ConnectorState};
@@ -46,7 +46,7 @@ use self::{
 };
 use crate::{
     connector::{Command, Ends},
-    control::{self, ControlConfig, ControlEvent, LocalReport},
+    control::{self, ControlConfig, ControlEvent, Keys, LocalReport},
     health::{Control, Facts},
     machine::Machine,
     netmap::NetMap,
@@ -177,8 +177,9 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         login_server: spec.login_server.clone(),
         tls,
         hostname: spec.hostname.clone(),
-        auth_key: spec.auth_key.clone(),
+        keys: Keys::new(spec.auth_keys.clone()),
         identity: identity.clone(),
+        ephemeral: spec.ephemeral,
     };
     // A child of its own: the control connection is ended last, so that it can still say goodbye.
     let moved = watch::Sender::new(());
@@ -423,7 +424,15 @@ impl Node {
             ControlEvent::Map(map) => {
                 self.facts.control = Control::Up;
                 self.facts.has_map = true;
+                let expiry = |map: &NetMap| map.self_node.info.key_expiry;
+                if self.map.as_deref().is_some_and(|known| expiry(known) != expiry(&map)) {
+                    // It is told if the new one is near, too.
+                    self.facts.key_expires = None;
+                }
                 with_scratch(|scratch| self.apply_map(map, &mut scratch.work, now));
+            }
+            ControlEvent::KeyExpiring { at } => {
+                self.facts.on_key_expiring(at.into_std().duration_since(now), SystemTime::now());
             }
             ControlEvent::Down { why, retry_in } => self.facts.control = Control::Down { why, retry_in },
         }

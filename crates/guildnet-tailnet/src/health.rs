@@ -1,6 +1,6 @@
 //! The connector's state as a person is told it, judged from what was observed. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use guildnet_model::{ConnectorState, Degraded};
 
@@ -31,7 +31,12 @@ pub(crate) struct Facts {
     pub(crate) relay_trouble: Option<String>,
     /// Whether there is a direct path to a router.
     pub(crate) direct: bool,
+    /// When the node key expires, by this machine's clock, if that is soon.
+    pub(crate) key_expires: Option<SystemTime>,
 }
+
+/// The clocks of server and machine are compared anew with each connection: less than this is no other expiry.
+const SAME_MOMENT: Duration = Duration::from_secs(60);
 
 impl Facts {
     /// At the start.
@@ -43,6 +48,16 @@ impl Facts {
             relay: false,
             relay_trouble: None,
             direct: false,
+            key_expires: None,
+        }
+    }
+
+    /// The node key expires in `left`, seen `now`.
+    pub(crate) fn on_key_expiring(&mut self, left: Duration, now: SystemTime) {
+        let at = now + left;
+        let apart = |known: SystemTime| known.duration_since(at).unwrap_or_else(|e| e.duration());
+        if self.key_expires.is_none_or(|known| apart(known) >= SAME_MOMENT) {
+            self.key_expires = Some(at);
         }
     }
 
@@ -67,6 +82,8 @@ impl Facts {
             Degraded::RelayDown { why: why.clone() }
         } else if let Control::Down { why, .. } = &self.control {
             Degraded::ControlDown { why: why.clone() }
+        } else if let Some(at) = self.key_expires {
+            Degraded::KeyExpiring { at }
         } else {
             return ConnectorState::Ready;
         };
@@ -103,6 +120,23 @@ mod tests {
         assert_eq!(no_path.state().to_string(), "degraded: no relay: refused");
         let no_control = Facts { control: down(), ..working() };
         assert_eq!(no_control.state().to_string(), "degraded: login server not connected: gone");
+        let mut expiring = no_control;
+        let start = SystemTime::now();
+        expiring.on_key_expiring(Duration::from_secs(3600), start);
+        assert_eq!(expiring.state().to_string(), "degraded: login server not connected: gone");
+        let at = start + Duration::from_secs(3600);
+        let state = ConnectorState::Degraded { why: Degraded::KeyExpiring { at } };
+        assert_eq!(Facts { control: Control::Up, ..expiring }.state(), state);
+    }
+
+    #[test]
+    fn an_expiry_that_is_told_again_is_the_same_until_it_is_another_one() {
+        let (mut facts, start, hour) = (working(), SystemTime::now(), Duration::from_secs(3600));
+        facts.on_key_expiring(hour, start);
+        facts.on_key_expiring(hour - Duration::from_secs(600), start + Duration::from_secs(603));
+        assert_eq!(facts.key_expires, Some(start + hour));
+        facts.on_key_expiring(2 * hour, start);
+        assert_eq!(facts.key_expires, Some(start + 2 * hour));
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct Current {
     next_node: Option<NodeKeyPair>,
     registered: bool,
     home_relay: Option<u16>,
+    /// Never saved again.
+    forgotten: bool,
 }
 
 /// The keys of one node: machine and node key from disk, a disco key of this run. Shared by control, relays and data side.
@@ -108,6 +110,7 @@ impl Identity {
             next_node: saved.next_node_key.as_deref().map(node).transpose()?,
             registered: saved.registered,
             home_relay: saved.home_relay,
+            forgotten: false,
         };
         Ok(Self {
             machine,
@@ -186,6 +189,15 @@ impl Identity {
         if before == Some(region) { Ok(()) } else { self.save() }
     }
 
+    /// Removes the file: who comes next makes another identity. Blocks on the disk.
+    pub(crate) fn forget(&self) -> Result<(), ConnectorError> {
+        let mut current = self.current();
+        current.forgotten = true;
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let path = dir.join(FILE);
+        fs::remove_file(&path).and_then(|()| File::open(dir)?.sync_all()).map_err(|e| state(&path, &e))
+    }
+
     fn current(&self) -> std::sync::MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,6 +207,9 @@ impl Identity {
         let Some(dir) = &self.dir else { return Ok(()) };
         // Held while writing: two saves must not mix.
         let current = self.current();
+        if current.forgotten {
+            return Ok(());
+        }
         let saved = Saved {
             version: VERSION,
             machine_key: self.machine.export().to_string(),
@@ -413,6 +428,18 @@ mod tests {
         drop(identity);
 
         assert_eq!(Identity::load_or_create(&dir).expect("loaded").node_key(), public(&next));
+    }
+
+    #[test]
+    fn who_comes_after_a_forgotten_identity_is_another_node() {
+        let (_root, dir) = home();
+        let first = Identity::load_or_create(&dir).expect("made");
+        first.forget().expect("removed");
+        first.keep_home_relay(7).expect("no longer saved");
+        assert_eq!(saved_node_key(&dir).expect("no identity"), None);
+        let node = first.node_key();
+        drop(first);
+        assert_ne!(Identity::load_or_create(&dir).expect("made anew").node_key(), node);
     }
 
     #[test]

@@ -122,6 +122,22 @@ fn a_rotation_without_a_host_app_works_alone() {
 }
 
 #[test]
+fn a_connector_whose_node_has_expired_or_was_deleted_joins_again_by_itself() {
+    let fleet = Fleet::up();
+    for how in [["nodes", "expire"].as_slice(), &["nodes", "delete", "--force"]] {
+        let online = || tagged(&fleet, "tag:gn-a-client").into_iter().find(|n| n.online);
+        let old = online().expect("connected");
+        without_a_cut_of_b(&fleet, || {
+            fleet.headscale(&[how, &["-i", &old.id.to_string()]].concat()).ok();
+            eventually(&format!("another node after {how:?}"), SHOWS, || online().is_some_and(|new| new.id != old.id));
+        });
+        let left = tagged(&fleet, "tag:gn-a-client");
+        assert!(left.iter().all(|n| n.id != old.id && n.key != old.key), "the old node is still listed: {left:?}");
+        fleet.passes_again();
+    }
+}
+
+#[test]
 fn keys_are_listed_with_their_ends_and_without_their_values() {
     let fleet = Fleet::up();
     let keys = keys_of_a(&fleet);

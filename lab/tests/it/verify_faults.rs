@@ -65,25 +65,6 @@ fn api_key_revoked() {
 }
 
 #[test]
-fn client_node_expired() {
-    breaks(
-        "a",
-        "keys.valid",
-        "guildnet up",
-        |f| {
-            let list: Value = serde_json::from_str(&f.headscale(&["nodes", "list", "-o", "json"]).ok()).expect("json");
-            let of_a = |n: &&Value| n["tags"].to_string().contains("tag:gn-a-client") && n["online"] == true;
-            for node in list.as_array().expect("nodes").iter().filter(of_a) {
-                f.headscale(&["nodes", "expire", "-i", &node["id"].to_string()]).ok();
-            }
-        },
-        |f| {
-            f.set_up(&["--no-verify"]).ok();
-        },
-    );
-}
-
-#[test]
 fn daemonset_scaled_away() {
     let selector = |value: &str| format!(r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{value}}}}}}}}}"#);
     let patch = move |f: &Fleet, value: &str| {

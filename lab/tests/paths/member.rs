@@ -7,7 +7,7 @@ use std::{
 };
 
 use guildnet_model::{
-    Connector, ConnectorSnapshot, ConnectorSpec, DialError, Io, PathKind, Secret, StartConnector as _, Target,
+    Connector, ConnectorSnapshot, ConnectorSpec, DialError, FixedKey, Io, PathKind, Secret, StartConnector as _, Target,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -51,9 +51,10 @@ impl Member {
                 ca_pem: Some(read("headscale-ca.pem")),
                 hostname: format!("member-{cluster}"),
                 state_dir: site.device.fleet.home.join(format!("member-{cluster}")),
-                auth_key: Some(Secret::new(key)),
+                auth_keys: Arc::new(FixedKey(Some(Secret::new(key)))),
                 routes: ROUTES.parse().expect("networks"),
                 site: None,
+                ephemeral: false,
             })
             .expect("a connector");
         let member = Self { connector, _engine: engine };

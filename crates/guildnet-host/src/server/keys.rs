@@ -1,6 +1,6 @@
 //! The server's keys: its own, API keys, and the preauth keys of a cluster's namespace.
 
-use guildnet_headscale::{ApiKey, EnsureKeys, KeyKind, NamespaceFile, PreauthKey, ensure_namespace};
+use guildnet_headscale::{ApiKey, EnsureKeys, KeyKind, NamespaceFile, PreauthKey, client_key, ensure_namespace};
 use guildnet_model::{ClusterId, Secret};
 use jiff::Timestamp;
 
@@ -41,6 +41,23 @@ impl Server {
         let want = EnsureKeys { router: false, site: held.site, ..EnsureKeys::default() };
         let made = ensure_namespace(&self.client, &held.cluster, &want, Some(&held)).await;
         made.explained_of(&held.cluster).map(|made| made.file)
+    }
+
+    /// A key with which a connector joins again that the server does not accept: that of `held` while it is unused, else a new one.
+    /// An expired node of it, known by its node key, is deleted before, see [`Server::forget_expired`]. `None`: there is no namespace of the
+    /// cluster; `up` makes it, with all that belongs to it.
+    pub(crate) async fn rejoin_key(
+        &self,
+        held: &NamespaceFile,
+        node_key: Option<&str>,
+    ) -> Result<Option<NamespaceFile>, HostError> {
+        let made = client_key(&self.client, held).await.explained_of(&held.cluster)?;
+        if made.is_some()
+            && let Some(node_key) = node_key
+        {
+            self.forget_expired(&held.cluster, Some(node_key), "").await?;
+        }
+        Ok(made)
     }
 
     /// Ends a key that is no longer needed. One that does not have the form of ours is left. `false`: nothing was done.

@@ -193,6 +193,9 @@ pub(super) fn ready(cluster: &ClusterId, status: &ConnectorStatus) -> Outcome {
         ConnectorState::Degraded { why: Degraded::NoRouter { .. } } => {
             Outcome::fail(said, format!("guildnet router status {cluster}"))
         }
+        ConnectorState::Degraded { why: Degraded::KeyExpiring { .. } } => {
+            Outcome::warn(said, format!("guildnet headscale keys rotate {cluster}"))
+        }
         ConnectorState::NeedsKey { .. } => Outcome::fail(said, "guildnet up"),
         ConnectorState::Starting
         | ConnectorState::Syncing

@@ -198,6 +198,8 @@ fn only_a_ready_connector_passes_and_one_that_lost_its_router_fails() {
     let down = |why| ConnectorState::Degraded { why };
     assert!(matches!(of(down(Degraded::ControlDown { why: "x".into() })), Outcome::Warn { .. }));
     assert!(matches!(of(down(Degraded::RelayDown { why: "x".into() })), Outcome::Warn { .. }));
+    let expiring = of(down(Degraded::KeyExpiring { at: SystemTime::now() + Duration::from_secs(5 * 3600) }));
+    assert!(matches!(&expiring, Outcome::Warn { seen, .. } if seen.contains("expires in 5 h")), "{expiring:?}");
     fails(&of(down(Degraded::NoRouter { why: "none online".into() })), "none online", "guildnet router status a");
     for state in [ConnectorState::Starting, ConnectorState::Syncing, ConnectorState::Stopped] {
         fails(&of(state), "", "host.log");

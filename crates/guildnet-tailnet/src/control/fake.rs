@@ -1,7 +1,7 @@
 //! A control server at the wire, for tests: HTTP/2 without TLS and Noise. The test itself is the server: it takes the
 //! requests one by one and answers them.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -47,6 +47,22 @@ impl Server {
         self.asked.recv().await.expect("the client asks for more")
     }
 
+    /// The next request that shows a preauth key, of a session that is kept alive meanwhile and whose node is known. `None`: the session
+    /// has ended.
+    pub(super) async fn shown_key(&mut self, maps: &Maps) -> Option<Asked> {
+        let mut beat = tokio::time::interval(Duration::from_secs(50));
+        loop {
+            tokio::select! {
+                asked = self.asked.recv() => match asked? {
+                    asked if asked.body.get("Auth").is_some() => return Some(asked),
+                    // It may be ending.
+                    known => drop(known.reply.send(whole(StatusCode::OK, r#"{"MachineAuthorized":true}"#))),
+                },
+                _ = beat.tick() => drop(maps.0.try_send(framed(r#"{"KeepAlive":true}"#))),
+            }
+        }
+    }
+
     /// Whether a request waits now.
     pub(super) fn is_asked(&mut self) -> bool {
         !self.asked.is_empty()
@@ -77,8 +93,7 @@ impl Asked {
 
     /// Answers.
     pub(super) fn answer_with(self, status: StatusCode, text: &str) {
-        let body = Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync();
-        self.send(Response::builder().status(status).body(body).expect("an answer"));
+        self.send(whole(status, text));
     }
 
     /// Answers 200 and leaves the body open.
@@ -98,7 +113,16 @@ impl Asked {
 impl Maps {
     /// Sends one map message.
     pub(super) async fn send(&self, json: &str) {
-        let length = u32::try_from(json.len()).expect("short").to_le_bytes();
-        self.0.send([&length, json.as_bytes()].concat().into()).await.expect("the client reads the stream");
+        self.0.send(framed(json)).await.expect("the client reads the stream");
     }
+}
+
+fn whole(status: StatusCode, text: &str) -> Response<Body> {
+    let body = Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync();
+    Response::builder().status(status).body(body).expect("an answer")
+}
+
+fn framed(json: &str) -> Bytes {
+    let length = u32::try_from(json.len()).expect("short").to_le_bytes();
+    [&length, json.as_bytes()].concat().into()
 }

@@ -40,6 +40,9 @@ pub(super) struct RegisterRequest<'a> {
     pub(super) old_node_key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) auth: Option<Auth<'a>>,
+    /// RFC 3339; one in the past logs the node out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) expiry: Option<&'static str>,
     pub(super) hostinfo: Hostinfo<'a>,
 }
 

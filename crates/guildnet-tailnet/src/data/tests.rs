@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use guildnet_model::{ConnectorStatus, DialError, NodeInfo};
+use guildnet_model::{ConnectorStatus, DialError, FixedKey, NodeInfo};
 use tokio::sync::oneshot;
 use ts_keys::DiscoKeyPair;
 
@@ -40,9 +40,10 @@ fn node() -> Node {
             ca_pem: None,
             hostname: "me".into(),
             state_dir: "/nowhere".into(),
-            auth_key: None,
+            auth_keys: Arc::new(FixedKey(None)),
             routes: "10.96.0.0/16".parse().expect("networks"),
             site: None,
+            ephemeral: false,
         },
         own: OwnKey::new(&identity.node()),
         window: 1 << 20,
@@ -272,6 +273,23 @@ fn with_routers(count: u8, now: Instant) -> Node {
     let mut node = node();
     know(&mut node, (1..=count).map(router).collect(), now);
     node
+}
+
+#[tokio::test]
+async fn a_key_that_expires_soon_is_known_until_the_map_has_another_expiry() {
+    let now = Instant::now();
+    let mut node = with_routers(1, now);
+    let mut map = NetMap::clone(node.map.as_ref().expect("a map"));
+    map.self_node.info.key_expiry = Some(SystemTime::UNIX_EPOCH);
+    let map = Arc::new(map);
+    node.on_control(ControlEvent::Map(map.clone()), now);
+    node.on_control(ControlEvent::KeyExpiring { at: (now + Duration::from_secs(60)).into() }, now);
+    node.on_control(ControlEvent::Map(map.clone()), now);
+    assert!(node.facts.key_expires.is_some(), "the same map again");
+    let mut map = NetMap::clone(&map);
+    map.self_node.info.key_expiry = None;
+    node.on_control(ControlEvent::Map(Arc::new(map)), now);
+    assert_eq!(node.facts.key_expires, None);
 }
 
 /// A dial, and how it ended.
