@@ -104,6 +104,8 @@ pub(crate) struct PeerShown {
     pub(crate) tags: Vec<String>,
     /// Networks that the network map says it serves.
     pub(crate) routes: Vec<String>,
+    /// Those of them that are never used: default routes, other networks than the cluster's, and all of a peer that is not trusted.
+    pub(crate) ignored: Vec<String>,
     /// Whether the server sees it connected, if it says so.
     pub(crate) online: Option<bool>,
     /// Whether it is tagged as this cluster's router: nothing else is talked to.
@@ -233,6 +235,7 @@ impl ConnectorShown {
             name: p.name,
             tags: p.tags,
             routes: p.routes.iter().map(ToString::to_string).collect(),
+            ignored: p.ignored.iter().map(ToString::to_string).collect(),
             online: p.online,
             trusted: p.trusted,
             path: p.path.to_string(),

@@ -354,6 +354,9 @@ pub struct PeerInfo {
     pub tags: Vec<String>,
     /// Networks that the map says it serves (its own addresses left out).
     pub routes: Vec<IpNet>,
+    /// Those of them that this connector never uses: default routes, other networks than its cluster's, and all of a peer that it does
+    /// not trust.
+    pub ignored: Vec<IpNet>,
     /// Whether the server sees it connected, if it says so.
     pub online: Option<bool>,
     /// Whether this connector trusts it: it is tagged as this cluster's router.

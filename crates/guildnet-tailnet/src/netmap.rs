@@ -107,6 +107,14 @@ pub(crate) struct Peer {
     pub(crate) tags: Vec<String>,
 }
 
+impl Peer {
+    /// The networks that it serves: what it is allowed, without its own addresses.
+    pub(crate) fn served(&self) -> impl Iterator<Item = IpNet> {
+        let is_own = |net: &IpNet| net.prefix_len() == net.max_prefix_len() && self.addresses.contains(&net.addr());
+        self.allowed.iter().copied().filter(move |net| !is_own(net))
+    }
+}
+
 /// A relay (DERP server). Only the first usable node of a region is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Relay {

@@ -2,9 +2,10 @@
 //!
 //! Three filters, all of which must pass: the target lies in the cluster's own networks, the peer is tagged as this
 //! cluster's router, and a router of the cluster serves the network in the map. Everything else that a map may offer
-//! (other peers, other networks, default routes) does not exist for a connector.
+//! (other peers, other networks, default routes) does not exist for a connector, but is told.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -17,6 +18,9 @@ use crate::netmap::{Key, NetMap, Peer};
 /// Routers that serve nothing in the map but are kept ready: a cluster has one on each of its nodes, and a path to each would
 /// be asked for a sign of life twice a minute.
 const STANDBYS: usize = 2;
+
+/// Ignored networks that are told in the log before it has had enough of them.
+const TOLD: usize = 256;
 
 /// A router of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,30 +74,70 @@ pub(crate) fn is_trusted(peer: &Peer, cluster: &ClusterId) -> bool {
     peer.tags.contains(&cluster.router_tag())
 }
 
-impl Routes {
-    /// What the map says about the cluster's routers, reduced to the cluster's networks.
-    pub(crate) fn new(map: &NetMap, cluster: &ClusterId, networks: &Networks, site: Option<SiteNumber>) -> Self {
-        let inside = |net: Ipv4Net| networks.as_slice().iter().any(|n| n.contains(&net) || net.contains(n));
-        let plain = |net: &IpNet| match net {
-            IpNet::V4(net) if net.prefix_len() > 0 && inside(*net) => Some(*net),
+/// What a map may offer a connector: its cluster's networks, by its cluster's routers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowance<'a> {
+    pub(crate) cluster: &'a ClusterId,
+    pub(crate) networks: &'a Networks,
+    pub(crate) site: Option<SiteNumber>,
+}
+
+impl Allowance<'_> {
+    fn inside(&self, net: Ipv4Net) -> bool {
+        self.networks.as_slice().iter().any(|n| n.contains(&net) || net.contains(n))
+    }
+
+    /// A network of the cluster.
+    fn plain(&self, net: &IpNet) -> Option<Ipv4Net> {
+        match net {
+            IpNet::V4(net) if net.prefix_len() > 0 && self.inside(*net) => Some(*net),
             _ => None,
-        };
-        let via6 = |net: &IpNet| match net {
+        }
+    }
+
+    /// A network of the cluster in the 4via6 form of its site.
+    fn via6(&self, net: &IpNet) -> Option<Ipv4Net> {
+        match net {
             IpNet::V6(net) if net.prefix_len() >= 96 => {
                 let (of, ip) = via6::parse(net.network())?;
                 let net = Ipv4Net::new(ip, net.prefix_len() - 96).ok()?;
-                (Some(of) == site && inside(net)).then_some(net)
+                (Some(of) == self.site && self.inside(net)).then_some(net)
             }
             _ => None,
-        };
+        }
+    }
+
+    /// What the map offers by a peer and is not used: default routes, other networks than the cluster's, and whatever a peer
+    /// offers that is not tagged as this cluster's router.
+    pub(crate) fn ignored(&self, peer: &Peer) -> Vec<IpNet> {
+        let trusted = is_trusted(peer, self.cluster);
+        peer.served().filter(|net| !trusted || (self.plain(net).is_none() && self.via6(net).is_none())).collect()
+    }
+}
+
+/// Networks that were told to be ignored, each once; some hundreds at most, as the server decides how many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Told(HashSet<(u64, IpNet)>);
+
+impl Told {
+    /// Those of the peer's ignored networks that were not told yet.
+    pub(crate) fn news(&mut self, peer: &Peer, ignored: Vec<IpNet>) -> Vec<IpNet> {
+        let mut is_new = |net: &IpNet| self.0.len() < TOLD && self.0.insert((peer.id, *net));
+        ignored.into_iter().filter(|net| is_new(net)).collect()
+    }
+}
+
+impl Routes {
+    /// What the map says about the cluster's routers, reduced to the cluster's networks.
+    pub(crate) fn new(map: &NetMap, allowance: &Allowance<'_>) -> Self {
         let router = |peer: &Peer| Router {
             key: peer.node_key,
             online: peer.online != Some(false),
-            plain: peer.allowed.iter().filter_map(plain).collect(),
-            via6: peer.allowed.iter().filter_map(via6).collect(),
+            plain: peer.allowed.iter().filter_map(|net| allowance.plain(net)).collect(),
+            via6: peer.allowed.iter().filter_map(|net| allowance.via6(net)).collect(),
         };
-        let routers = map.peers.values().filter(|peer| is_trusted(peer, cluster)).map(|peer| router(peer)).collect();
-        Self { site, routers }
+        let trusted = map.peers.values().filter(|peer| is_trusted(peer, allowance.cluster));
+        Self { site: allowance.site, routers: trusted.map(|peer| router(peer)).collect() }
     }
 
     /// The cluster's routers.

@@ -30,6 +30,7 @@ fn router(path: PathKind) -> PeerInfo {
         addresses: vec![],
         tags: vec![],
         routes: vec![],
+        ignored: vec![],
         online: Some(true),
         trusted: true,
         path,

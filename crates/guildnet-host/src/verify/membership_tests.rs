@@ -44,6 +44,7 @@ fn peer(name: &str, trusted: bool, routes: &[&str], path: PathKind) -> PeerInfo 
         addresses: vec![],
         tags: vec![],
         routes: routes.iter().map(|n| net(n)).collect(),
+        ignored: vec![],
         online: Some(true),
         trusted,
         path,

@@ -11,7 +11,7 @@ use crate::{
     disco::Shared,
     netmap::{Key, NetMap, Peer},
     path::Path,
-    routes::{self, Routes},
+    routes::{self, Allowance, Routes},
     standing::Standing,
     wg::{OwnKey, Tunnel},
 };
@@ -193,7 +193,8 @@ impl Peers {
 impl Node {
     /// Takes a new network map: routers come, go, move and restart; relays too.
     pub(super) fn apply_map(&mut self, map: Arc<NetMap>, work: &mut Work, now: Instant) {
-        self.routes = Routes::new(&map, &self.spec.cluster, &self.spec.routes, self.spec.site);
+        self.routes = Routes::new(&map, &self.allowance());
+        self.tell_ignored(&map);
         self.relays.apply(&map);
         self.locator.apply(&map);
         let trusted: Vec<&Peer> =
@@ -213,6 +214,21 @@ impl Node {
         self.drop_unserved_flows(work, now);
         if self.locator.is_unasked() {
             self.ask_for_own_address(now);
+        }
+    }
+
+    /// What the map may offer this connector.
+    pub(super) fn allowance(&self) -> Allowance<'_> {
+        Allowance { cluster: &self.spec.cluster, networks: &self.spec.routes, site: self.spec.site }
+    }
+
+    fn tell_ignored(&mut self, map: &NetMap) {
+        for peer in map.peers.values() {
+            let ignored = self.allowance().ignored(peer);
+            let networks = self.told.news(peer, ignored);
+            if !networks.is_empty() {
+                tracing::info!(peer = ?peer.node_key, ?networks, "the network map offers networks that are not used");
+            }
         }
     }
 

@@ -3,7 +3,6 @@
 use std::time::{Instant, SystemTime};
 
 use guildnet_model::{ConnectorSnapshot, ConnectorState, ConnectorStatus, NodeInfo, PathKind, PeerContact, PeerInfo};
-use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::Node;
@@ -72,13 +71,13 @@ impl Node {
 
     fn peer_info(&self, peer: &Peer, now: Instant) -> PeerInfo {
         let slot = self.peers.by_node(peer.node_key).and_then(|id| self.peers.get(id));
-        let is_own = |net: &IpNet| net.prefix_len() == net.max_prefix_len() && peer.addresses.contains(&net.addr());
         PeerInfo {
             name: peer.name.clone(),
             node_key: peer.node_key.node_text(),
             addresses: peer.addresses.clone(),
             tags: peer.tags.clone(),
-            routes: peer.allowed.iter().filter(|net| !is_own(net)).copied().collect(),
+            routes: peer.served().collect(),
+            ignored: self.allowance().ignored(peer),
             online: peer.online,
             trusted: routes::is_trusted(peer, &self.spec.cluster),
             path: slot.map_or(PathKind::Idle, |slot| slot.path.kind(now)),

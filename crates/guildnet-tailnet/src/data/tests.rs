@@ -53,6 +53,7 @@ fn node() -> Node {
         link,
         map: None,
         routes: Routes::default(),
+        told: Told::default(),
         peers: Peers::default(),
         flows: Flows::new(Arc::new(Bell::default())),
         listeners: Listeners::default(),
@@ -290,6 +291,19 @@ async fn a_key_that_expires_soon_is_known_until_the_map_has_another_expiry() {
     map.self_node.info.key_expiry = None;
     node.on_control(ControlEvent::Map(Arc::new(map)), now);
     assert_eq!(node.facts.key_expires, None);
+}
+
+#[tokio::test]
+async fn what_the_map_offers_in_vain_is_shown_and_told_once() {
+    let now = Instant::now();
+    let mut node = with_routers(1, now);
+    let mut map = NetMap::clone(node.map.as_ref().expect("a map"));
+    let offered = "0.0.0.0/0".parse().expect("a network");
+    Arc::make_mut(map.peers.get_mut(&1).expect("the router")).allowed.push(offered);
+    node.on_control(ControlEvent::Map(Arc::new(map.clone())), now);
+    let router = &node.snapshot(now).peers[0];
+    assert_eq!((router.routes.len(), &router.ignored), (2, &vec![offered]));
+    assert_eq!(node.told.news(&map.peers[&1], vec![offered]), [], "it was told");
 }
 
 /// A dial, and how it ended.

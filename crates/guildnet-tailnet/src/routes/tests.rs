@@ -38,9 +38,14 @@ fn map(peers: Vec<Peer>) -> NetMap {
 }
 
 fn routes(peers: Vec<Peer>) -> Routes {
+    with_allowance(|allowance| Routes::new(&map(peers), allowance))
+}
+
+fn with_allowance<T>(of: impl FnOnce(&Allowance<'_>) -> T) -> T {
     let cluster = "a".parse().expect("an id");
     let networks = "10.96.0.0/16,10.244.0.0/16".parse().expect("networks");
-    Routes::new(&map(peers), &cluster, &networks, Some(SiteNumber::try_from(7).expect("a site")))
+    let site = Some(SiteNumber::try_from(7).expect("a site"));
+    of(&Allowance { cluster: &cluster, networks: &networks, site })
 }
 
 fn choose(routes: &Routes, target: &str) -> Result<(u8, String), Unserved> {
@@ -158,4 +163,23 @@ proptest! {
             prop_assert!(choice.inner == IpAddr::V4(target) || choice.inner == IpAddr::V6(via6::address(site, target)));
         }
     }
+}
+
+#[test]
+fn what_a_peer_offers_beyond_its_due_is_told_once() {
+    let offered =
+        ["100.64.0.1/32", "10.96.0.0/16", VIA6, "0.0.0.0/0", "10.97.0.0/16", "fd7a:115c:a1e0:b1a:0:8:a60:0/112"];
+    let own = Peer { addresses: vec!["100.64.0.1".parse().expect("an address")], ..peer(1, A, &offered, true) };
+    let foreign = Peer { tags: vec!["tag:gn-b-router".into()], id: 2, ..own.clone() };
+    let ignored = |peer: &Peer| with_allowance(|allowance| allowance.ignored(peer));
+    let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&ignored(&own)), offered[3..]);
+    assert_eq!(texts(&ignored(&foreign)), offered[1..]);
+
+    let mut told = Told::default();
+    assert_eq!(told.news(&own, ignored(&own)).len(), 3);
+    assert_eq!(told.news(&own, ignored(&own)), []);
+    assert_eq!(told.news(&foreign, ignored(&foreign)).len(), 5, "another peer");
+    let flood: Vec<IpNet> = (0..1000).map(|n| Ipv4Net::from(Ipv4Addr::from(n)).into()).collect();
+    assert_eq!(told.news(&own, flood).len(), TOLD - 8);
 }
