@@ -7,7 +7,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
@@ -102,8 +102,11 @@ impl ClusterActor {
         wait: (Duration, Duration),
     ) -> Self {
         let stop = CancellationToken::new();
-        let (seen_tx, seen) =
-            watch::channel(Seen { status: now_in(ConnectorState::Starting), epoch: 0, connector: None });
+        let (seen_tx, seen) = watch::channel(Seen {
+            status: ConnectorStatus::now_in(ConnectorState::Starting),
+            epoch: 0,
+            connector: None,
+        });
         let task = tokio::spawn(run(
             spec.connector.clone(),
             connectors,
@@ -178,7 +181,7 @@ async fn run(
             }
             Err(why) => {
                 tracing::warn!(cluster = %spec.cluster, %why, "the connector could not start");
-                telling.observed(&spec.cluster, now_in(failed(&why, wait)));
+                telling.observed(&spec.cluster, ConnectorStatus::now_in(failed(&why, wait)));
             }
         }
         if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
@@ -186,7 +189,7 @@ async fn run(
         }
         wait = (wait * 2).min(longest_wait);
     }
-    telling.observed(&spec.cluster, now_in(ConnectorState::Stopped));
+    telling.observed(&spec.cluster, ConnectorStatus::now_in(ConnectorState::Stopped));
     telling.seen.send_modify(|s| s.connector = None);
 }
 
@@ -205,10 +208,6 @@ async fn follow(cluster: &ClusterId, connector: Arc<dyn Connector>, telling: &Te
     }
     connector.stop(STOP_GRACE).await;
     telling.seen.send_modify(|s| s.connector = None);
-}
-
-fn now_in(state: ConnectorState) -> ConnectorStatus {
-    ConnectorStatus { state, since: SystemTime::now(), node: None }
 }
 
 fn failed(why: &ConnectorError, retry_in: Duration) -> ConnectorState {

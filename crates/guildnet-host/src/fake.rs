@@ -3,13 +3,13 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use guildnet_kube::{Allow, ClusterAccess, Kubeconfig};
 use guildnet_model::{
     BoxFuture, ClusterId, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus,
-    DialError, Dialer, FixedKey, Io, ListenError, Listener, PeerContact, ProbeOutcome, StartConnector, Target,
+    DialError, Dialer, Dropped, FixedKey, Io, ListenError, Listener, PeerContact, ProbeOutcome, StartConnector, Target,
 };
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
@@ -56,7 +56,9 @@ impl Connector for FakeConnector {
 
     fn snapshot(&self) -> BoxFuture<'_, ConnectorSnapshot> {
         let status = self.status.borrow().clone();
-        Box::pin(async { ConnectorSnapshot { status, peers: vec![], home_relay: None, flows: 0, dropped_packets: 0 } })
+        Box::pin(async {
+            ConnectorSnapshot { status, peers: vec![], home_relay: None, flows: 0, dropped: Dropped::default() }
+        })
     }
 
     fn probe(&self, _through: PeerContact, _to: Target, _within: Duration) -> BoxFuture<'_, ProbeOutcome> {
@@ -86,8 +88,7 @@ impl StartConnector for FakeConnectors {
             *refusals -= 1;
             return Err(ConnectorError::State { path: spec.state_dir, why: "No space left on device".into() });
         }
-        let since = SystemTime::now();
-        let status = watch::Sender::new(ConnectorStatus { state: ConnectorState::Starting, since, node: None });
+        let status = watch::Sender::new(ConnectorStatus::now_in(ConnectorState::Starting));
         let connector = Arc::new(FakeConnector { status });
         self.started.lock().expect("not poisoned").push(Arc::clone(&connector));
         Ok(connector)

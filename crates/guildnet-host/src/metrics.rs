@@ -88,7 +88,7 @@ pub(crate) enum ConnectorSeen {
     /// There is one.
     Runs {
         /// Its status.
-        status: ConnectorStatus,
+        status: Box<ConnectorStatus>,
         /// All that it showed, if it did in time.
         snapshot: Option<Box<ConnectorSnapshot>>,
         /// How often it became usable.
@@ -178,7 +178,10 @@ pub(crate) async fn observe(fleet: &Fleet) -> Vec<ClusterSeen> {
         let snapshot = timeout(SNAPSHOT_LIMIT, handle.snapshot()).await.ok().flatten();
         let status = snapshot.as_ref().map_or_else(|| handle.status(), |s| s.status.clone());
         let (snapshot, epochs) = (snapshot.map(Box::new), handle.epoch());
-        ClusterSeen { id: handle.id().clone(), connector: ConnectorSeen::Runs { status, snapshot, epochs } }
+        ClusterSeen {
+            id: handle.id().clone(),
+            connector: ConnectorSeen::Runs { status: Box::new(status), snapshot, epochs },
+        }
     }))
     .await;
     let resting = fleet.disconnected().into_iter().map(|(id, _)| (id, ConnectorSeen::Disconnected));

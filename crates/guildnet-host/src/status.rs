@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use guildnet_model::{ClusterId, ConnectorSnapshot, ConnectorState, Io, Networks, PathKind, PeerInfo, Secret};
+use guildnet_model::{ClusterId, ConnectorSnapshot, ConnectorState, Io, Networks, PathKind, PeerInfo, Secret, Trouble};
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -88,8 +88,29 @@ pub(crate) struct ConnectorShown {
     pub(crate) flows: usize,
     /// Packets dropped because a bound was reached or they were not allowed.
     pub(crate) dropped_packets: u64,
+    /// What was wrong with it last and is over.
+    pub(crate) last_trouble: Option<TroubleShown>,
     /// All peers of the network map, trusted or not.
     pub(crate) peers: Vec<PeerShown>,
+}
+
+/// Something that was wrong with a connector for a time.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TroubleShown {
+    /// What, in words.
+    pub(crate) what: String,
+    /// When it began.
+    pub(crate) since: Option<Timestamp>,
+    /// When it was over, or something else became wrong.
+    pub(crate) until: Option<Timestamp>,
+}
+
+impl From<Trouble> for TroubleShown {
+    fn from(trouble: Trouble) -> Self {
+        let Trouble { what, since, until } = trouble;
+        Self { what, since: Timestamp::try_from(since).ok(), until: Timestamp::try_from(until).ok() }
+    }
 }
 
 /// A peer of a connector.
@@ -257,7 +278,8 @@ impl ConnectorShown {
             key_expires: node.and_then(|n| Timestamp::try_from(n.key_expiry?).ok()),
             home_relay: snapshot.home_relay,
             flows: snapshot.flows,
-            dropped_packets: snapshot.dropped_packets,
+            dropped_packets: snapshot.dropped.total(),
+            last_trouble: status.last_trouble.map(TroubleShown::from),
             peers: snapshot.peers.into_iter().map(peer).collect(),
         }
     }

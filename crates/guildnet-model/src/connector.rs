@@ -41,8 +41,9 @@ pub struct ConnectorSpec {
 
 /// Gives a connector the preauth keys with which it joins: asked at the moment when one is needed, so that it can be made then.
 ///
-/// A connector asks when its node is not registered yet, when the server refuses it (removed, its key expired), and shortly before
-/// its key expires; once for each of these, and again at most every minute while the server goes on refusing.
+/// A connector asks when its node is not registered yet, when the server refuses it (removed, its key expired), and ten minutes before
+/// its key expires if the server grants another end; once for each of these. Where the server goes on refusing, each later attempt
+/// asks again, about a minute after the one before: a source that makes keys should give one again that nobody has used.
 pub trait AuthKeys: fmt::Debug + Send + Sync {
     /// The key to join with now; `None` if there is none.
     ///
@@ -235,7 +236,7 @@ pub enum Degraded {
         /// What was seen.
         why: String,
     },
-    /// Everything works, but the node key expires within a day and the node must be admitted anew then.
+    /// Everything works, but the node key expires within a day, and the node must be admitted anew then.
     KeyExpiring {
         /// When it expires, by this machine's clock: the server's may be another one.
         at: SystemTime,
@@ -326,6 +327,19 @@ pub struct ConnectorStatus {
     pub since: SystemTime,
     /// This node, once the server has named it.
     pub node: Option<NodeInfo>,
+    /// What was wrong last and is over.
+    pub last_trouble: Option<Trouble>,
+}
+
+/// Something that was wrong for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    /// What, as the state was told then.
+    pub what: String,
+    /// When it began.
+    pub since: SystemTime,
+    /// When it was over, or something else became wrong.
+    pub until: SystemTime,
 }
 
 /// What is needed to reach a peer: taken from one connector's network map, usable by another one's probe.
@@ -388,7 +402,47 @@ pub struct ConnectorSnapshot {
     /// TCP flows that are open now.
     pub flows: usize,
     /// Packets dropped because a bound was reached or they were not allowed.
-    pub dropped_packets: u64,
+    pub dropped: Dropped,
+}
+
+/// Packets that a connector has dropped since it started, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// Received: of no kind that is understood here.
+    pub unknown_kind: u64,
+    /// Received: from no peer that is talked to, or for no session that there is.
+    pub unknown_peer: u64,
+    /// Received: not proved to come from its peer (wrong key, replayed, by a way that proves nothing), or not to be read.
+    pub refused: u64,
+    /// Received: larger than anything for this node.
+    pub too_large: u64,
+    /// Received: decrypted, of no flow with that peer, and no connection to this node that is let in.
+    pub no_flow: u64,
+    /// To be sent: the relay's queue was full, or there was no relay.
+    pub relay_full: u64,
+    /// To be sent: the machine's socket refused it.
+    pub socket_refused: u64,
+}
+
+impl Dropped {
+    /// The counts, each with its cause as one word.
+    pub const fn causes(&self) -> [(&'static str, u64); 7] {
+        let Self { unknown_kind, unknown_peer, refused, too_large, no_flow, relay_full, socket_refused } = *self;
+        [
+            ("unknown_kind", unknown_kind),
+            ("unknown_peer", unknown_peer),
+            ("refused", refused),
+            ("too_large", too_large),
+            ("no_flow", no_flow),
+            ("relay_full", relay_full),
+            ("socket_refused", socket_refused),
+        ]
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.causes().iter().map(|(_, count)| count).sum()
+    }
 }
 
 /// How a probe past the route filter ended.
@@ -446,6 +500,20 @@ pub trait StartConnector: Send + Sync {
 }
 
 impl ConnectorStatus {
+    /// A connector that begins to be in this state now, and of which nothing else is known.
+    pub fn now_in(state: ConnectorState) -> Self {
+        Self { state, since: SystemTime::now(), node: None, last_trouble: None }
+    }
+
+    /// Takes another state, and keeps what the old one told of trouble.
+    pub fn become_at(&mut self, state: ConnectorState, now: SystemTime) {
+        let old = std::mem::replace(&mut self.state, state);
+        let since = std::mem::replace(&mut self.since, now);
+        if let ConnectorState::NeedsKey { .. } | ConnectorState::Degraded { .. } | ConnectorState::Failed { .. } = old {
+            self.last_trouble = Some(Trouble { what: old.to_string(), since, until: now });
+        }
+    }
+
     /// Whether dials may be tried: ready, or degraded in a way that leaves a path.
     pub fn is_usable(&self) -> bool {
         match &self.state {
@@ -470,10 +538,40 @@ mod tests {
         for (left, said) in [(86_395, "24 h"), (7_300, "3 h"), (7_100, "119 min"), (30, "1 min")] {
             let why = Degraded::KeyExpiring { at: SystemTime::now() + Duration::from_secs(left) };
             assert_eq!(why.to_string(), format!("the node key expires in {said}"));
-            let (state, since) = (ConnectorState::Degraded { why }, SystemTime::now());
-            assert!(ConnectorStatus { state, since, node: None }.is_usable());
+            assert!(ConnectorStatus::now_in(ConnectorState::Degraded { why }).is_usable());
         }
         let over = Degraded::KeyExpiring { at: SystemTime::UNIX_EPOCH };
         assert_eq!(over.to_string(), "the node key expires now");
+    }
+
+    #[test]
+    fn the_last_trouble_is_kept_when_it_is_over() {
+        let mut status = ConnectorStatus::now_in(ConnectorState::Starting);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        status.become_at(ConnectorState::Syncing, at(1));
+        assert_eq!(status.last_trouble, None);
+        let why = Degraded::NoRouter { why: "offline".into() };
+        status.become_at(ConnectorState::Degraded { why }, at(2));
+        assert_eq!(status.last_trouble, None, "it is not over");
+        for now in [5, 9] {
+            status.become_at(ConnectorState::Ready, at(now));
+            let what = "degraded: no router: offline".into();
+            assert_eq!(status.last_trouble, Some(Trouble { what, since: at(2), until: at(5) }));
+        }
+        assert_eq!(status.since, at(9));
+    }
+
+    #[test]
+    fn each_cause_counts() {
+        let dropped = Dropped {
+            unknown_kind: 1,
+            unknown_peer: 2,
+            refused: 4,
+            too_large: 8,
+            no_flow: 16,
+            relay_full: 32,
+            socket_refused: 64,
+        };
+        assert_eq!(dropped.total(), 127);
     }
 }

@@ -14,8 +14,8 @@ pub mod via6;
 
 pub use connector::{
     AuthKeys, Connector, ConnectorError, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, Degraded,
-    FixedKey, ListenError, Listener, NoAuthKey, NodeInfo, PathKind, PeerContact, PeerInfo, ProbeOutcome,
-    StartConnector,
+    Dropped, FixedKey, ListenError, Listener, NoAuthKey, NodeInfo, PathKind, PeerContact, PeerInfo, ProbeOutcome,
+    StartConnector, Trouble,
 };
 pub use dial::{BoxFuture, DialError, Dialer, Io, Target, TargetError};
 pub use explain::{Class, Explain};

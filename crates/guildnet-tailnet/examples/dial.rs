@@ -83,7 +83,7 @@ async fn show(connector: &Arc<dyn Connector>) {
     if let Some(node) = &seen.status.node {
         println!("node {} {:?} {:?}", node.name, node.addresses, node.tags);
     }
-    println!("relay {:?}, {} flows, {} packets dropped", seen.home_relay, seen.flows, seen.dropped_packets);
+    println!("relay {:?}, {} flows, {} packets dropped", seen.home_relay, seen.flows, seen.dropped.total());
     for peer in &seen.peers {
         println!(
             "peer {} trusted={} online={:?} path={} rtt={:?} routes={:?} in={} out={}",

@@ -159,7 +159,7 @@ async fn client(server: &str, cluster: &str, routes: &str, target: &str, dir: &s
     futures_util::future::join_all(flows).await;
     println!("down, 8 flows {}", rate(t, c, 1));
     let snapshot = connector.snapshot().await;
-    println!("{}, {} packets dropped, {} flows", memory(), snapshot.dropped_packets, snapshot.flows);
+    println!("{}, {} packets dropped, {} flows", memory(), snapshot.dropped.total(), snapshot.flows);
     let t = Instant::now();
     connector.stop(Duration::from_secs(5)).await;
     println!("stopped in {:?}: {}", t.elapsed(), status.borrow().state);

@@ -10,12 +10,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use guildnet_model::{
-    BoxFuture, Connector, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, DialError, Dialer, Io,
-    ListenError, Listener, Networks, PeerContact, ProbeOutcome, Target,
+    BoxFuture, Connector, ConnectorSnapshot, ConnectorSpec, ConnectorState, ConnectorStatus, DialError, Dialer,
+    Dropped, Io, ListenError, Listener, Networks, PeerContact, ProbeOutcome, Target,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -76,8 +76,7 @@ pub(crate) struct Ends {
 /// Makes the two halves.
 pub(crate) fn pair(spec: &ConnectorSpec, cancel: CancellationToken) -> (Shared, Ends) {
     let (command_tx, command_rx) = mpsc::channel(WAITING_COMMANDS);
-    let first = ConnectorStatus { state: ConnectorState::Starting, since: SystemTime::now(), node: None };
-    let (status_tx, status_rx) = watch::channel(first);
+    let (status_tx, status_rx) = watch::channel(ConnectorStatus::now_in(ConnectorState::Starting));
     let bell = Arc::new(Bell::default());
     let shared = Shared {
         routes: spec.routes.clone(),
@@ -156,7 +155,7 @@ impl Connector for TailnetConnector {
                 return snapshot;
             }
             let status = self.shared.status.borrow().clone();
-            ConnectorSnapshot { status, peers: Vec::new(), home_relay: None, flows: 0, dropped_packets: 0 }
+            ConnectorSnapshot { status, peers: Vec::new(), home_relay: None, flows: 0, dropped: Dropped::default() }
         })
     }
 

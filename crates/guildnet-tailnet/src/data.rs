@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use guildnet_model::{ConnectorSpec, ConnectorState};
+use guildnet_model::{ConnectorSpec, ConnectorState, Dropped};
 use tokio::{
     sync::{mpsc, watch},
     task::yield_now,
@@ -156,7 +156,7 @@ struct Node {
     source: Option<IpAddr>,
     /// Tells the control connection that its way is gone.
     moved: watch::Sender<()>,
-    dropped: u64,
+    dropped: Dropped,
 }
 
 /// Runs a connector until it is cancelled. All that it started has ended when it returns.
@@ -218,7 +218,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         machine: *machine.borrow_and_update(),
         source: None,
         moved,
-        dropped: 0,
+        dropped: Dropped::default(),
     };
     loop {
         let now = Instant::now();

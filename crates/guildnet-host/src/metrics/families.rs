@@ -133,11 +133,15 @@ fn connectors(seen: &Seen<'_>, all: &mut Vec<Family>) {
         None,
         each(&|c| shown(c).map(|s| s.flows as f64)),
     ));
+    let dropped = seen.clusters.iter().flat_map(|(c, _)| {
+        let used = shown(c).into_iter().flat_map(|s| s.dropped.causes()).filter(|(_, count)| *count > 0);
+        used.map(|(cause, count)| (with(cluster(&c.id), "cause", cause), count as f64))
+    });
     all.push(counter(
         "guildnet_connector_dropped_packets",
-        "Packets dropped because a bound was reached or they were not allowed",
+        "Packets dropped because a bound was reached or they were not allowed, by cause",
         None,
-        each(&|c| shown(c).map(|s| s.dropped_packets as f64)),
+        dropped,
     ));
     all.push(gauge(
         "guildnet_connector_key_expiry_timestamp",

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use guildnet_model::{ConnectorState, NodeInfo, PathKind, PeerContact, PeerInfo};
+use guildnet_model::{ConnectorState, Dropped, NodeInfo, PathKind, PeerContact, PeerInfo};
 use http::{Method, StatusCode};
 
 use super::*;
@@ -52,16 +52,19 @@ fn running(id: ClusterId) -> ClusterSeen {
         tags: vec![],
         key_expiry: Some(at(86_400)),
     };
-    let status = ConnectorStatus { state: ConnectorState::Ready, since: at(1), node: Some(node) };
+    let status = ConnectorStatus { state: ConnectorState::Ready, since: at(1), node: Some(node), last_trouble: None };
     let strange = PeerInfo { trusted: false, rx_bytes: 7, ..router(PathKind::Idle) };
     let snapshot = ConnectorSnapshot {
         status: status.clone(),
         peers: vec![router(PathKind::Direct), strange],
         home_relay: Some(999),
         flows: 3,
-        dropped_packets: 4,
+        dropped: Dropped { refused: 3, relay_full: 1, ..Dropped::default() },
     };
-    ClusterSeen { id, connector: ConnectorSeen::Runs { status, snapshot: Some(Box::new(snapshot)), epochs: 2 } }
+    ClusterSeen {
+        id,
+        connector: ConnectorSeen::Runs { status: Box::new(status), snapshot: Some(Box::new(snapshot)), epochs: 2 },
+    }
 }
 
 /// Counts in which everything has happened to cluster `a`, and nothing to `b`.
@@ -197,6 +200,8 @@ fn what_was_seen_is_told() {
         ("guildnet_connector_key_expiry_timestamp_seconds{cluster=\"a\"}", 1_800_086_400.0),
         ("guildnet_connector_received_bytes_total{cluster=\"a\"}", 1000.0),
         ("guildnet_connector_became_usable_total{cluster=\"a\"}", 2.0),
+        ("guildnet_connector_dropped_packets_total{cluster=\"a\",cause=\"refused\"}", 3.0),
+        ("guildnet_connector_dropped_packets_total{cluster=\"a\",cause=\"relay_full\"}", 1.0),
         ("guildnet_proxy_requests_total{cluster=\"a\",verb=\"tunnel\",status=\"2xx\"}", 1.0),
         ("guildnet_proxy_refusals_total{cluster=\"a\",reason=\"limit\"}", 1.0),
         ("guildnet_proxy_request_duration_seconds_count{cluster=\"a\",verb=\"read\"}", 1.0),
@@ -209,6 +214,7 @@ fn what_was_seen_is_told() {
     ] {
         assert_eq!(value(&text, series), expected, "{series}");
     }
+    assert!(!text.contains("cause=\"no_flow\""), "what never happened");
     assert!(!text.contains("request_duration_seconds_count{cluster=\"a\",verb=\"stream\"}"), "streams have no end");
 }
 

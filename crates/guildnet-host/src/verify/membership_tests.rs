@@ -70,7 +70,7 @@ fn status(state: ConnectorState, expires_in: Option<i64>) -> ConnectorStatus {
         tags: vec![],
         key_expiry,
     };
-    ConnectorStatus { state, since: now, node: Some(node) }
+    ConnectorStatus { state, since: now, node: Some(node), last_trouble: None }
 }
 
 fn keys_now(status: &ConnectorStatus, own: OwnNode) -> Outcome {

@@ -37,7 +37,8 @@ const PRESENCE_CHECK: Duration = Duration::from_secs(60);
 
 /// How long before its end a node key's expiry is told: a day leaves time to act.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(24 * 3600);
-/// How long before its end a node key is renewed: time for some attempts of a person, too, if that fails.
+/// How long before its end a node key is renewed: long enough for a server that restarts, and no key is made long before it is
+/// needed.
 const RENEW_AHEAD: Duration = Duration::from_secs(10 * 60);
 
 /// A lite update, a presence check or a renewal on its way.

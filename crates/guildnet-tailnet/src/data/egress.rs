@@ -205,7 +205,7 @@ impl Node {
                 if let Some(len) = slot.tunnel.seal(packet, plain)
                     && !self.relays.send(slot.relay, slot.key, Bytes::copy_from_slice(&plain[..len]), now)
                 {
-                    self.dropped += 1;
+                    self.dropped.relay_full += 1;
                 }
                 continue;
             };

@@ -34,7 +34,7 @@ impl Node {
         } else if stun::is_answer(datagram) {
             self.on_stun(datagram, now);
         } else {
-            self.dropped += 1;
+            self.dropped.unknown_kind += 1;
         }
     }
 
@@ -56,7 +56,7 @@ impl Node {
     fn on_disco(&mut self, source: Source, datagram: &[u8], work: &mut Work, now: Instant) {
         let id = disco::sender(datagram).and_then(|key| self.peers.by_disco(key));
         let Some((id, slot)) = id.and_then(|id| Some((id, self.peers.get_mut(id)?))) else {
-            self.dropped += 1;
+            self.dropped.unknown_peer += 1;
             return;
         };
         let peer = slot.key;
@@ -70,7 +70,7 @@ impl Node {
         };
         let message = disco.open(datagram, &mut work.plain).filter(is_due);
         let Some(message) = message.filter(|message| disco.admit(now, datagram, message)) else {
-            self.dropped += 1;
+            self.dropped.refused += 1;
             return;
         };
         match (message, source) {
@@ -103,19 +103,19 @@ impl Node {
             Kind::For(number) => self.peers.by_number(number),
         };
         let Some(id) = id else {
-            self.dropped += 1;
+            self.dropped.unknown_peer += 1;
             return;
         };
         let Some(slot) = self.peers.get_mut(id) else { return };
         if datagram.len() > PLAIN {
-            self.dropped += 1;
+            self.dropped.too_large += 1;
             return;
         }
         let (was_up, was_trying) = (slot.tunnel.is_up(), slot.tunnel.is_trying());
         let opened = slot.tunnel.open(now, datagram, &mut work.plain);
         let reply = match opened {
             Opened::Refused => {
-                self.dropped += 1;
+                self.dropped.refused += 1;
                 return;
             }
             Opened::Cookie => return,

@@ -163,7 +163,7 @@ impl Node {
     /// A packet from a peer that belongs to no flow. Returns what is to be answered.
     pub(super) fn on_unknown(&mut self, peer: SlotId, segment: Option<&Segment<'_>>, now: Instant) -> Option<Refusal> {
         let Some(syn) = segment.filter(|segment| is_syn(segment)) else {
-            self.dropped += 1;
+            self.dropped.no_flow += 1;
             return None;
         };
         match self.listeners.decide(syn.to.port(), self.asked(peer, syn)) {
@@ -179,7 +179,7 @@ impl Node {
             Verdict::Refuse => Some(Refusal::of(syn)),
             Verdict::Drop(cause) => {
                 tracing::trace!(?cause, "a connection to this node is not answered");
-                self.dropped += 1;
+                self.dropped.no_flow += 1;
                 None
             }
         }

@@ -2,7 +2,9 @@
 
 use std::time::{Instant, SystemTime};
 
-use guildnet_model::{ConnectorSnapshot, ConnectorState, ConnectorStatus, NodeInfo, PathKind, PeerContact, PeerInfo};
+use guildnet_model::{
+    ConnectorSnapshot, ConnectorState, ConnectorStatus, Dropped, NodeInfo, PathKind, PeerContact, PeerInfo,
+};
 use tokio::sync::watch;
 
 use super::Node;
@@ -19,8 +21,7 @@ fn set(status: &watch::Sender<ConnectorStatus>, state: ConnectorState, node: Opt
         let changed = status.state != state || status.node != node;
         if status.state != state {
             tracing::info!(was = %status.state, now = %state, "connector state");
-            status.state = state;
-            status.since = SystemTime::now();
+            status.become_at(state, SystemTime::now());
         }
         status.node = node;
         changed
@@ -65,7 +66,11 @@ impl Node {
             peers: peers.map(|peer| self.peer_info(peer, now)).collect(),
             home_relay: self.relays.connected_home(),
             flows: self.flows.len(),
-            dropped_packets: self.dropped + self.link.failed() + self.relays.skipped(),
+            dropped: Dropped {
+                too_large: self.dropped.too_large + self.relays.skipped(),
+                socket_refused: self.link.failed(),
+                ..self.dropped
+            },
         }
     }
 

@@ -31,7 +31,6 @@ fn node() -> Node {
     let identity = Arc::new(Identity::ephemeral());
     let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
     let link = Link::new(socket).expect("a link");
-    let status = ConnectorStatus { state: ConnectorState::Starting, since: SystemTime::now(), node: None };
     let now = Instant::now();
     Node {
         spec: ConnectorSpec {
@@ -67,12 +66,12 @@ fn node() -> Node {
         rung: Vec::new(),
         facts: Facts::new(),
         changed: false,
-        status: watch::Sender::new(status),
+        status: watch::Sender::new(ConnectorStatus::now_in(ConnectorState::Starting)),
         reports: watch::Sender::new(LocalReport::default()),
         machine: Machine::default(),
         source: None,
         moved: watch::Sender::new(()),
-        dropped: 0,
+        dropped: Dropped::default(),
         identity,
     }
 }
@@ -90,11 +89,25 @@ async fn a_call_counts_only_from_the_relay_connection_of_its_peer() {
     let mut learned = |from| {
         with_scratch(|scratch| node.on_datagram(from, &call, &mut scratch.work, now));
         let slot = node.peers.get(id).expect("a slot");
-        (slot.path.addrs().collect::<Vec<_>>(), node.dropped)
+        (slot.path.addrs().collect::<Vec<_>>(), node.dropped.refused)
     };
     assert_eq!(learned(ingress::Source::Relay(other)), (vec![], 1), "recorded, and sent again by someone else");
     assert_eq!(learned(ingress::Source::Direct(addr)), (vec![], 2));
     assert_eq!(learned(ingress::Source::Relay(router)), (vec![addr], 2));
+}
+
+#[tokio::test]
+async fn what_is_dropped_counts_by_its_cause() {
+    let (mut node, now) = (node(), Instant::now());
+    let from = ingress::Source::Direct("127.0.0.1:9".parse().expect("an address"));
+    let us = Key(node.identity.disco().public.to_crypto_box().to_bytes());
+    let call = Shared::new(&DiscoKeyPair::random(), us).call(&[]);
+    // WireGuard's data message, for a session that is not there.
+    let data = [&[4, 0, 0, 0, 9, 9, 9, 9][..], &[0; 40]].concat();
+    for datagram in [b"hello".as_slice(), &call, &data] {
+        with_scratch(|scratch| node.on_datagram(from, datagram, &mut scratch.work, now));
+    }
+    assert_eq!(node.snapshot(now).dropped, Dropped { unknown_kind: 1, unknown_peer: 2, ..Dropped::default() });
 }
 
 #[tokio::test]
@@ -113,10 +126,10 @@ async fn a_peers_pings_are_answered_at_its_pace_and_a_repeated_one_once() {
     assert_eq!(before, 0);
     far.now += Duration::from_secs(10);
     let pings: Vec<_> = (0..300).map(|n| far.disco.ping(node, [n as u8; 12])).collect();
-    let dropped = far.node.dropped;
+    let dropped = far.node.dropped.refused;
     assert_eq!(pongs(&mut far, &[pings[0].clone(), pings[0].clone()]), 1);
     assert_eq!(pongs(&mut far, &pings[1..]), 99);
-    assert_eq!(far.node.dropped - dropped, 201);
+    assert_eq!(far.node.dropped.refused - dropped, 201);
     far.now += Duration::from_secs(1);
     assert_eq!(pongs(&mut far, &pings[200..]), 50);
 }
@@ -132,7 +145,7 @@ async fn who_knows_a_peers_public_key_can_not_use_up_what_the_peer_may_send() {
     }
     far.send(&far.disco.ping(node, [8; 12]));
     far.drain();
-    assert_eq!((far.pongs, far.node.dropped), (1, 1000));
+    assert_eq!((far.pongs, far.node.dropped.refused), (1, 1000));
 }
 
 /// The filter lets these in, to port 80.
@@ -169,9 +182,9 @@ async fn a_connection_to_this_node_is_refused_if_the_filter_allows_it_and_else_n
     let mut far = Far::new().await;
     allow(&mut far, ["100.64.0.1", "100.64.0.7", "10.96.0.0/16"]);
     let mut answer = |from: &str, to: &str, flags| {
-        let dropped = far.node.dropped;
+        let dropped = far.node.dropped.no_flow;
         let answer = ask(&mut far, from, to, 41, 0, flags);
-        assert_eq!(far.node.dropped - dropped, u64::from(answer.is_none()));
+        assert_eq!(far.node.dropped.no_flow - dropped, u64::from(answer.is_none()));
         answer
     };
     let refused = Some((far::RST | far::ACK, 0, 42));
