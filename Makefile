@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build up down test lint headscale-namespace router-ensure verify-e2e regen-certs env-sync-lan lab-up lab-down \
-	lab-faults lab-ten lab-matrix lab-nat bench bench-quick bench-kube load
+	lab-faults lab-ten lab-matrix lab-nat bench bench-quick bench-kube soak load
 
 CARGO ?= cargo
 export CLUSTERS CLUSTER PURGE
@@ -69,6 +69,9 @@ bench-quick: ## the same in fewer rounds, some minutes
 
 bench-kube: ## Kubernetes through the Host App beside the API server asked directly, on the running lab (ARGS=--json; root)
 	@scripts/bench-kube.sh $(ARGS)
+
+soak: ## one connector kept busy for an hour on the running lab: memory, rekeys, path changes (ARGS='--minutes 5')
+	@scripts/soak.sh $(ARGS)
 
 load: ## bulkheads, and 100 clusters in one Host App, on a lab of its own (root, minutes; ARGS=--json)
 	@scripts/load.sh $(ARGS)

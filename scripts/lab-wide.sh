@@ -13,7 +13,7 @@ fi
 PATH=$(scripts/tools.sh):$PATH
 export GUILDNET_LAB_INSTANCE=${GUILDNET_LAB_INSTANCE:-wide}
 # The raw clients of the matrices stand beside the commands.
-cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet --bins --example isolation --example dial
+cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet --bins --example isolation --example talk
 # A test takes its lab down; this is for the one that is killed.
 trap 'timeout 60 "${CARGO_TARGET_DIR:-target}/release/guildnet-lab" down' EXIT
 status=0

@@ -72,33 +72,10 @@ impl Soak {
         let member = self.tailnet.join("bench-soak", self.target).await?;
         let tally = Arc::new(Tally::default());
         let mut running = JoinSet::new();
-        let task = || (member.dialer(), self.target, tally.clone());
-        running.spawn(each(TRANSFER_EACH, "transfer", task(), async |dialer, target, tally| {
-            let flow = &mut dialer.dial(target).await?;
-            download(flow, TRANSFER).await?;
-            upload(flow, TRANSFER).await?;
-            tally.transferred.fetch_add(2 * TRANSFER, Ordering::Relaxed);
-            Ok(())
-        }));
-        running.spawn(each(DIAL_EACH, "dial", task(), async |dialer, target, tally| {
-            let begun = Instant::now();
-            echo(&mut dialer.dial(target).await?).await?;
-            let took = begun.elapsed().as_secs_f64() * 1e3;
-            tally.dials.lock().unwrap_or_else(PoisonError::into_inner).push(took);
-            Ok(())
-        }));
-        let quiet = tokio::sync::Mutex::new(None::<Box<dyn Io>>);
-        running.spawn(each(WORD_EACH, "quiet flow", task(), async move |dialer, target, _| {
-            let mut quiet = quiet.lock().await;
-            if quiet.is_none() {
-                *quiet = Some(dialer.dial(target).await?);
-            }
-            let told = echo(quiet.as_mut().ok_or("no flow")?).await;
-            if told.is_err() {
-                *quiet = None;
-            }
-            told
-        }));
+        let load = || Load { dialer: member.dialer(), target: self.target, tally: tally.clone() };
+        running.spawn(load().transfers());
+        running.spawn(load().dials());
+        running.spawn(load().words());
         self.watch(&member, &tally).await;
         running.shutdown().await;
         member.leave().await;
@@ -160,19 +137,69 @@ async fn router(member: &Member) -> Option<PeerInfo> {
     member.snapshot().await.peers.into_iter().filter(|peer| peer.trusted).max_by_key(|peer| peer.last_handshake)
 }
 
-/// Does something again and again; what fails is counted.
-async fn each(
-    period: Duration,
-    what: &'static str,
-    (dialer, target, tally): (Arc<dyn Dialer>, Target, Arc<Tally>),
-    once: impl AsyncFn(&dyn Dialer, Target, &Tally) -> Result<(), Failure>,
-) {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    loop {
-        ticks.tick().await;
-        if let Err(why) = once(&*dialer, target, &tally).await {
-            tally.failed(what, &why);
+/// What keeps the connector busy.
+struct Load {
+    dialer: Arc<dyn Dialer>,
+    target: Target,
+    tally: Arc<Tally>,
+}
+
+impl Load {
+    async fn transfers(self) {
+        let mut ticks = ticks(TRANSFER_EACH);
+        loop {
+            ticks.tick().await;
+            let once = async {
+                let flow = &mut self.dialer.dial(self.target).await?;
+                download(flow, TRANSFER).await?;
+                upload(flow, TRANSFER).await
+            };
+            match once.await {
+                Ok(()) => drop(self.tally.transferred.fetch_add(2 * TRANSFER, Ordering::Relaxed)),
+                Err(why) => self.tally.failed("transfer", &why),
+            }
         }
     }
+
+    async fn dials(self) {
+        let mut ticks = ticks(DIAL_EACH);
+        loop {
+            ticks.tick().await;
+            let begun = Instant::now();
+            let once = async { echo(&mut self.dialer.dial(self.target).await?).await };
+            match once.await {
+                Ok(()) => {
+                    let took = begun.elapsed().as_secs_f64() * 1e3;
+                    self.tally.dials.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                }
+                Err(why) => self.tally.failed("dial", &why),
+            }
+        }
+    }
+
+    /// One flow for as long as it lives.
+    async fn words(self) {
+        let mut ticks = ticks(WORD_EACH);
+        let mut quiet = None::<Box<dyn Io>>;
+        loop {
+            ticks.tick().await;
+            let once = async {
+                if quiet.is_none() {
+                    quiet = Some(self.dialer.dial(self.target).await?);
+                }
+                echo(quiet.as_mut().ok_or("no flow")?).await
+            };
+            if let Err(why) = once.await {
+                self.tally.failed("quiet flow", &why);
+                quiet = None;
+            }
+        }
+    }
+}
+
+/// One that falls behind is not made up for.
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
 }

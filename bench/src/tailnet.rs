@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user};
 use guildnet_model::{
-    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, Secret, StartConnector as _, Target,
+    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, Secret, StartConnector as _,
+    Target,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
 use tempfile::TempDir;

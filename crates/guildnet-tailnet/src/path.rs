@@ -261,8 +261,13 @@ impl Path {
         for addr in addrs {
             self.learn(now, *addr);
         }
-        if self.is_trusted(now) {
-            return;
+        if let Some(best) = self.best.filter(|_| self.is_trusted(now)) {
+            // Who calls trusts no path, so ours is asked; one that is not among the peer's addresses any more is in doubt at once.
+            self.beat(now, best.addr, out);
+            if addrs.contains(&best.addr) {
+                return;
+            }
+            self.best = Some(Best { suspect: Some(now), ..best });
         }
         for addr in addrs.iter().filter(|addr| is_usable(**addr)).take(MAX_CANDIDATES) {
             self.ping(now, *addr, out);

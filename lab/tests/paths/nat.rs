@@ -176,7 +176,7 @@ fn every_kind_of_nat_with_every_other() {
 fn path(site: &Site, key: &str) -> String {
     let lab = &site.device.fleet.lab;
     let person = lab.person_dir();
-    let mut dial = lab.inside("x", beside("examples/dial")).expect("a host of the lab");
+    let mut dial = lab.inside("x", beside("examples/talk")).expect("a host of the lab");
     dial.args([
         "--url",
         &lab.plan().headscale_url(),
