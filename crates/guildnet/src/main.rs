@@ -7,8 +7,6 @@ mod cli;
 mod environment;
 mod failure;
 mod log;
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-mod memory;
 mod print;
 mod report;
 mod run;
@@ -34,8 +32,6 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    memory::large_blocks_from_system();
     let cli = Cli::parse();
     let root = rustix::process::geteuid().is_root();
     let mut talk = Talk::new();
