@@ -1,22 +1,28 @@
-//! The benchmark client on the GuildNet connector: one process, one membership, driven by lines on standard input.
+//! The benchmark client: one process, driven by lines on standard input; on the GuildNet connector, or through a tailscaled
+//! of its own (`client/socks.rs`).
+
+mod socks;
 
 use std::{
     io::{BufRead, Write},
+    path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use guildnet_model::{Dialer, Io, Secret, Target};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     task::JoinSet,
 };
 use url::Url;
 
+use self::socks::Daemon;
 use crate::{
     figures::Failure,
-    protocol::{Answer, HEADER, header},
-    tailnet::{JOIN_LIMIT, JOIN_PAUSE, Member, ROUTES},
+    protocol::{Answer, HEADER, PIECE, header},
+    tailnet::{JOIN_LIMIT, JOIN_PAUSE, Joining, Member, ROUTES},
     usage,
 };
 
@@ -38,6 +44,12 @@ pub(crate) struct Client {
     /// The cluster's networks.
     #[arg(long, default_value = ROUTES)]
     routes: guildnet_model::Networks,
+    /// The cluster's site, where its routers serve 4via6 forms.
+    #[arg(long)]
+    site: Option<guildnet_model::SiteNumber>,
+    /// Join by a tailscaled of this folder and dial through its SOCKS5 server, instead of by our connector.
+    #[arg(long)]
+    tailscale: Option<PathBuf>,
 }
 
 impl Client {
@@ -45,11 +57,16 @@ impl Client {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         // Two threads, as in the Host App: the application's and the engine's own.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let ca_pem = std::env::var_os("SSL_CERT_FILE").map(std::fs::read_to_string).transpose()?;
-        let auth_key = std::env::var("TS_AUTHKEY").ok().map(Secret::new);
-        let member =
-            Member::start(&self.login_server, &self.cluster, &self.hostname, self.routes.clone(), ca_pem, auth_key)?;
-        let mut session = Session { dialer: member.dialer(), target: self.target, flow: None };
+        let joining = Joining {
+            login_server: self.login_server.clone(),
+            cluster: self.cluster.clone(),
+            hostname: self.hostname.clone(),
+            routes: self.routes.clone(),
+            site: self.site,
+            ca_pem: std::env::var_os("SSL_CERT_FILE").map(std::fs::read_to_string).transpose()?,
+            auth_key: std::env::var("TS_AUTHKEY").ok().map(Secret::new),
+        };
+        let mut session = runtime.block_on(Session::start(self, joining))?;
         let mut out = std::io::stdout().lock();
         for line in std::io::stdin().lock().lines() {
             let answer = runtime.block_on(session.timed(&line?));
@@ -57,28 +74,70 @@ impl Client {
             writeln!(out)?;
             out.flush()?;
         }
-        runtime.block_on(member.leave());
+        runtime.block_on(session.end());
         Ok(())
     }
 }
 
+/// How this client is a member of the tailnet.
+enum Way {
+    Ours(Member),
+    Socks(Daemon),
+}
+
 struct Session {
+    way: Way,
+    joining: Joining,
     dialer: Arc<dyn Dialer>,
     target: Target,
     flow: Option<Box<dyn Io>>,
 }
 
 impl Session {
+    async fn start(client: &Client, joining: Joining) -> Result<Self, Failure> {
+        let (way, dialer): (_, Arc<dyn Dialer>) = match &client.tailscale {
+            None => {
+                let member = Member::start(&joining)?;
+                let dialer = member.dialer();
+                (Way::Ours(member), dialer)
+            }
+            Some(programs) => {
+                let key = joining.auth_key.clone();
+                let daemon = Daemon::start(programs, &joining.login_server, &joining.hostname, key).await?;
+                let dialer = daemon.dialer();
+                (Way::Socks(daemon), Arc::new(dialer))
+            }
+        };
+        Ok(Self { way, joining, dialer, target: client.target, flow: None })
+    }
+
+    async fn end(self) {
+        match self.way {
+            Way::Ours(member) => member.leave().await,
+            Way::Socks(daemon) => daemon.end().await,
+        }
+    }
+
     async fn timed(&mut self, line: &str) -> Answer {
         let mut answer = Answer::default();
-        let (cpu, begin) = (usage::cpu_seconds(), Instant::now());
+        let ((cpu, _), begin) = (self.usage(), Instant::now());
         if let Err(why) = self.run(line, &mut answer).await {
             answer.error = why.to_string();
         }
         answer.seconds = begin.elapsed().as_secs_f64();
-        answer.cpu = usage::cpu_seconds() - cpu;
-        answer.rss_kib = usage::rss_kib();
+        let (now, rss_kib) = self.usage();
+        answer.cpu = now - cpu;
+        answer.rss_kib = rss_kib;
         answer
+    }
+
+    /// Processor time and memory of this process and of what it has started.
+    fn usage(&self) -> (f64, u64) {
+        let (cpu, rss) = match &self.way {
+            Way::Ours(_) => (0.0, 0),
+            Way::Socks(daemon) => daemon.pid().map_or((0.0, 0), usage::of_process),
+        };
+        (usage::cpu_seconds() + cpu, usage::rss_kib() + rss)
     }
 
     async fn run(&mut self, line: &str, answer: &mut Answer) -> Result<(), Failure> {
@@ -101,29 +160,88 @@ impl Session {
                 };
                 sample(count.parse()?, answer, once).await
             }
+            ["flow", way, seconds] => self.flow_for(way == "down", seconds.parse()?, answer).await,
+            ["direct"] => self.direct().await,
+            ["crowd", count] => self.crowd(count.parse()?).await,
+            ["rest", seconds] => {
+                tokio::time::sleep(Duration::from_secs(seconds.parse()?)).await;
+                Ok(())
+            }
+            ["forward", to] => {
+                answer.port = self.forward(to.parse()?).await?;
+                Ok(())
+            }
             _ => Err(format!("unknown command {line:?}").into()),
         }
     }
 
-    /// Repeats the first dial until it echoes.
     async fn join(&mut self) -> Result<(), Failure> {
+        self.flow = Some(first_flow(&self.dialer, self.target).await?);
+        Ok(())
+    }
+
+    /// Joins until so many connectors run, all at once.
+    async fn crowd(&mut self, count: usize) -> Result<(), Failure> {
+        let Way::Ours(member) = &mut self.way else {
+            return Err("one tailscaled is one member".into());
+        };
+        let mut joins = JoinSet::new();
+        while member.count() < count {
+            let (dialer, target) = (member.grow(&self.joining)?, self.target);
+            joins.spawn(async move { first_flow(&dialer, target).await.map(drop) });
+        }
+        while let Some(joined) = joins.join_next().await {
+            joined??;
+        }
+        Ok(())
+    }
+
+    /// Keeps the router in touch until the direct path to it is taken.
+    async fn direct(&mut self) -> Result<(), Failure> {
         let begin = Instant::now();
         loop {
-            let failure: Failure = match self.dialer.dial(self.target).await {
-                Ok(flow) => {
-                    let flow = self.flow.insert(flow);
-                    match echo(flow).await {
-                        Ok(()) => return Ok(()),
-                        Err(why) => why,
-                    }
-                }
-                Err(why) => why.into(),
-            };
+            echo(self.flow()?).await?;
+            match &self.way {
+                Way::Ours(member) if !member.is_direct().await => {}
+                _ => return Ok(()),
+            }
             if begin.elapsed() > JOIN_LIMIT {
-                return Err(failure);
+                return Err("no direct path to the router".into());
             }
             tokio::time::sleep(JOIN_PAUSE).await;
         }
+    }
+
+    /// One transfer on a flow of its own for so long.
+    async fn flow_for(&self, down: bool, seconds: u64, answer: &mut Answer) -> Result<(), Failure> {
+        let mut flow = self.dialer.dial(self.target).await?;
+        let mut bytes = 0;
+        let moving = async {
+            if down { endless_download(&mut flow, &mut bytes).await } else { endless_upload(flow, &mut bytes).await }
+        };
+        // It has no other end than the time's.
+        let ended = tokio::time::timeout(Duration::from_secs(seconds), moving).await;
+        answer.bytes = bytes;
+        ended.unwrap_or(Ok(()))
+    }
+
+    /// A local port that leads to `to`, for as long as this process runs.
+    async fn forward(&self, to: Target) -> Result<u16, Failure> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (port, dialer) = (listener.local_addr()?.port(), Arc::clone(&self.dialer));
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let dialer = Arc::clone(&dialer);
+                tokio::spawn(async move {
+                    near.set_nodelay(true)?;
+                    let mut far = dialer.dial(to).await?;
+                    // Who reads from it sees how it ended.
+                    let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    Ok::<_, Failure>(())
+                });
+            }
+        });
+        Ok(port)
     }
 
     fn flow(&mut self) -> Result<&mut Box<dyn Io>, Failure> {
@@ -164,6 +282,24 @@ impl Session {
         }
         load.abort();
         done
+    }
+}
+
+/// Repeats the first dial until it echoes.
+async fn first_flow(dialer: &Arc<dyn Dialer>, target: Target) -> Result<Box<dyn Io>, Failure> {
+    let begin = Instant::now();
+    loop {
+        let failure: Failure = match dialer.dial(target).await {
+            Ok(mut flow) => match echo(&mut flow).await {
+                Ok(()) => return Ok(flow),
+                Err(why) => why,
+            },
+            Err(why) => why.into(),
+        };
+        if begin.elapsed() > JOIN_LIMIT {
+            return Err(failure);
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
     }
 }
 
@@ -221,4 +357,42 @@ pub(crate) async fn upload(flow: &mut Box<dyn Io>, bytes: u64) -> Result<(), Fai
     flow.flush().await?;
     flow.read_exact(&mut [0]).await?;
     Ok(())
+}
+
+async fn endless_download(flow: &mut Box<dyn Io>, bytes: &mut u64) -> Result<(), Failure> {
+    flow.write_all(&header(b'D', ENDLESS)).await?;
+    flow.flush().await?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match flow.read(&mut buffer).await? {
+            0 => return Err("the far end closed".into()),
+            got => *bytes += got as u64,
+        }
+    }
+}
+
+/// Sends pieces one after another without a wait, and counts those that the far end says it took.
+async fn endless_upload(flow: Box<dyn Io>, bytes: &mut u64) -> Result<(), Failure> {
+    let (mut reading, mut writing) = tokio::io::split(flow);
+    let mut piece = header(b'U', PIECE).to_vec();
+    piece.resize(HEADER + usize::try_from(PIECE)?, 0);
+    let send = async {
+        loop {
+            writing.write_all(&piece).await?;
+            writing.flush().await?;
+        }
+    };
+    let count = async {
+        let mut taken = [0; 64];
+        loop {
+            match reading.read(&mut taken).await? {
+                0 => return Err("the far end closed".into()),
+                got => *bytes += got as u64 * PIECE,
+            }
+        }
+    };
+    tokio::select! {
+        ended = send => ended,
+        ended = count => ended,
+    }
 }

@@ -1,22 +1,36 @@
 //! The side-by-side run: the same commands to each client in turn, medians over the rounds.
+//!
+//! A part is what is measured in one setting, and may be impossible on a machine or a lab: that is told, as is what failed,
+//! and the others go on. Pure: what is measured (`measures.rs`), how it is told (`report.rs`, `chart.rs`). The clients are
+//! `peers.rs`, the client host with its link `links.rs`, nodes that only fill a network map `netmap.rs`.
+
+mod chart;
+mod links;
+mod measures;
+mod netmap;
+mod peers;
+mod report;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use guildnet_model::{Secret, Target};
-use serde::Serialize;
-use serde_json::json;
+use guildnet_kube::DirectDialer;
+use guildnet_model::Target;
+use tokio::runtime::Runtime;
 
+use self::{
+    links::{Host, Link, links},
+    measures::{Goal, Measure, mib, one_flow, plain, timed_flow},
+    peers::{Kind, Peer, Start, rounds, turns},
+    report::{Report, Row},
+};
 use crate::{
-    figures::{Failure, median},
+    figures::{Failure, p50_ms, p99_ms},
+    kube,
     protocol::Answer,
     tailnet::Tailnet,
-    usage,
 };
 
 /// What to measure, where.
@@ -30,19 +44,37 @@ pub(crate) struct Compare {
     /// The program in bench/peers/tsnet, built.
     #[arg(long)]
     tsnet: PathBuf,
+    /// The folder with tailscaled and tailscale, to measure SOCKS5 through a tailscaled without a device, too.
+    #[arg(long)]
+    tailscale: Option<PathBuf>,
+    /// The lab's command, to set the client host's link and gateway.
+    #[arg(long, default_value = "bin/guildnet-lab")]
+    lab: PathBuf,
+    /// A client host of the lab behind a link, for what is measured over links and by the relay alone (root).
+    #[arg(long)]
+    host: Option<String>,
+    /// Kubeconfig of the cluster, for its certificates, to measure Kubernetes.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// The API server's address inside the cluster.
+    #[arg(long, default_value = "10.96.0.1:443")]
+    api_server: Target,
     /// Interleaved rounds.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Size of each transfer, MiB.
     #[arg(long, default_value_t = 64)]
     mib: u64,
-    /// Measure only what begins with one of these, e.g. "down" or "dial".
+    /// A fair part of it: two links, twenty connectors, no gigabyte, no large network map.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only what begins with one of these, e.g. "down" or "link 20 ms".
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// Write the same JSON to this file.
+    /// Write the same JSON to this file, and a chart beside it (.svg).
     #[arg(long)]
     save: Option<PathBuf>,
     /// The commit that is measured, for the record.
@@ -50,249 +82,392 @@ pub(crate) struct Compare {
     commit: Option<String>,
 }
 
-/// One figure, side by side. Medians over the rounds.
-#[derive(Debug, Serialize)]
-struct Row {
-    figure: String,
-    unit: &'static str,
-    ours: f64,
-    peers: BTreeMap<&'static str, f64>,
-    /// Ours by Go tsnet's.
-    ratio: f64,
-    target: String,
-    met: bool,
-}
+/// A part: its name, how its rows begin, and what measures it.
+type Part = (&'static str, &'static [&'static str], fn(&Bench<'_>, &mut Report) -> Result<(), Failure>);
 
-/// What a figure must reach, as a part of tsnet's in the same run, or by itself.
-#[derive(Clone, Copy, Debug)]
-enum Goal {
-    AtLeast(f64),
-    AtMost(f64),
-    /// Not compared: no more than that.
-    Below(f64),
-    /// Only reported.
-    None,
-}
+const PARTS: &[Part] = &[
+    ("cold starts", &["start", "memory, idle"], |bench, report| bench.starts(report)),
+    ("plain path", &["round trip", "dial", "down", "up", "memory, loaded"], |bench, report| bench.plain(report)),
+    ("1 GiB", &["1 GiB"], |bench, report| bench.gigabyte(report)),
+    ("4via6", &["4via6"], |bench, report| bench.via_site(report)),
+    ("relay only", &["relay only"], |bench, report| bench.relay(report)),
+    ("links", &["link"], |bench, report| bench.links(report)),
+    ("connectors", &["connectors"], |bench, report| bench.connectors(report)),
+    ("large network map", &["netmap"], |bench, report| bench.netmap(report)),
+    ("kube", &["kube"], |bench, report| bench.kube(report)),
+];
 
-/// A figure's name, its unit, its goal, and how it is read off an answer; the number is the transfer's size in bytes.
-type Figure = (String, &'static str, Goal, fn(&Answer, u64) -> f64);
+/// Seconds of one flow over a link, and by the relay.
+const FLOW: u64 = 10;
+/// Rounds over each link and of a gigabyte: they are long.
+const LONG_ROUNDS: usize = 2;
+/// Seconds for which processes are at rest, before and while they are looked at.
+const REST: u64 = 10;
+/// As many connectors join at once.
+const JOINING: usize = 10;
+/// Memory that a hundred nodes of tsnet must find, KiB.
+const ROOM: u64 = 6 << 20;
+/// Nodes that fill the large network map.
+const MANY_NODES: u64 = 1000;
+/// Pods in the list that many ask for at once.
+const PODS: usize = 20;
 
-/// One command of a round, and how its answer becomes figures.
-struct Measure {
-    command: String,
-    bytes: u64,
-    figures: Vec<Figure>,
+struct Bench<'a> {
+    args: &'a Compare,
+    start: Start<'a>,
+    runtime: Runtime,
+    /// Begins the names of nodes that are forgotten at the end, whoever else measures here.
+    names: String,
 }
 
 impl Compare {
-    /// Starts both clients, runs the rounds, prints the figures.
+    /// Runs the parts, prints the figures.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let keys = runtime.block_on(self.tailnet.mint(2))?;
-        let me = std::env::current_exe()?;
-        let mut ours = Peer::start(&me, &["client"], self, "bench-ours", &keys[0])?;
-        let mut tsnet = Peer::start(&self.tsnet, &[], self, "bench-tsnet", &keys[1])?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let start = Start {
+            tailnet: &self.tailnet,
+            target: self.target,
+            site: runtime.block_on(self.tailnet.site())?,
+            me: std::env::current_exe()?,
+            tsnet: &self.tsnet,
+            tailscale: self.tailscale.as_deref(),
+        };
+        let mut report = Report::new(self.rounds, self.commit.clone(), start.site.is_some());
+        let bench = Bench { args: self, start, runtime, names: format!("bench-{}", std::process::id()) };
+        if self.tailscale.is_none() {
+            report.skip("socks5", "no --tailscale, the folder with tailscaled and tailscale");
+        }
+        for (name, rows, measure) in PARTS {
+            if rows.iter().any(|row| self.may_want(row))
+                && let Err(why) = measure(&bench, &mut report)
+            {
+                report.fail(*name, why);
+            }
+        }
+        // Those that were killed would stay for some minutes.
+        let forgotten = bench.runtime.block_on(self.tailnet.forget(&bench.names));
+        self.tell(&report)?;
+        forgotten?;
+        report.verdict()
+    }
 
-        let mut rows = Vec::new();
-        let joins = [ours.ask("join")?, tsnet.ask("join")?];
-        let once = |of: fn(&Answer) -> f64| [of(&joins[0]), of(&joins[1])].map(|value| vec![value]);
-        rows.push(row("start to first byte".into(), "s", Goal::AtMost(1.1), &once(|a| a.seconds)));
-        rows.push(row("memory, idle".into(), "MiB", Goal::AtMost(0.4), &once(|a| mib(a.rss_kib))));
+    /// Whether a row is asked for.
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| figure.starts_with(only.as_str()))
+    }
 
-        for measure in measures(self.mib << 20) {
-            if !self.wants(&measure) {
+    /// Whether any row that begins so may be.
+    fn may_want(&self, prefix: &str) -> bool {
+        self.wants(prefix) || self.only.iter().any(|only| only.starts_with(prefix))
+    }
+
+    fn tell(&self, report: &Report) -> Result<(), Failure> {
+        if let Some(file) = &self.save {
+            report.save(file)?;
+        }
+        let mut out = std::io::stdout().lock();
+        if self.json { report.json(&mut out) } else { report.table(&mut out) }
+    }
+}
+
+impl Bench<'_> {
+    /// A client that joins anew as somebody new.
+    fn client(&self, kind: Kind, inside: Option<&str>) -> Result<Peer, Failure> {
+        let key = self.runtime.block_on(self.args.tailnet.mint(false))?;
+        self.start.client(kind, &format!("{}-{kind}", self.names), &key, inside)
+    }
+
+    /// One client of each kind, joined.
+    fn joined(&self, kinds: &[Kind], inside: Option<&str>) -> Result<Vec<Peer>, Failure> {
+        let mut peers = Vec::new();
+        for kind in kinds {
+            let mut peer = self.client(*kind, inside)?;
+            peer.ask("join")?;
+            peers.push(peer);
+        }
+        Ok(peers)
+    }
+
+    fn kinds(&self) -> &'static [Kind] {
+        if self.args.tailscale.is_some() { &[Kind::Ours, Kind::Tsnet, Kind::Socks5] } else { &TWO }
+    }
+
+    fn long_rounds(&self) -> usize {
+        if self.args.quick { 1 } else { self.args.rounds.min(LONG_ROUNDS) }
+    }
+
+    fn host(&self) -> Result<Host, Failure> {
+        let host = self.args.host.as_ref().ok_or("no --host, a client host of the lab behind a link")?;
+        if !rustix::process::geteuid().is_root() {
+            return Err("only root enters the client host".into());
+        }
+        Host::find(&self.args.lab, host, &self.runtime)
+    }
+
+    /// Runs what is wanted of the measures; one that fails is told.
+    fn measure(&self, report: &mut Report, peers: &mut [Peer], measures: Vec<Measure>, times: usize) {
+        for measure in measures {
+            if !measure.figures.iter().any(|(figure, ..)| self.args.wants(figure)) {
                 continue;
             }
-            let mut seen: [Vec<Answer>; 2] = Default::default();
-            for round in 0..self.rounds {
-                // Who comes first finds the machine as the other has left it: they take turns.
-                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-                for k in order {
-                    let peer = if k == 0 { &mut ours } else { &mut tsnet };
-                    seen[k].push(peer.ask(&measure.command)?);
+            match rounds(peers, &measure.command, times) {
+                Ok(seen) => {
+                    for (figure, unit, goal, of) in measure.figures {
+                        let read =
+                            |answers: &Vec<Answer>| answers.iter().map(|answer| of(answer, measure.size)).collect();
+                        let columns: Vec<_> = peers.iter().map(|p| p.kind).zip(seen.iter().map(read)).collect();
+                        report.add(figure, unit, goal, &columns);
+                    }
                 }
-            }
-            for (figure, unit, goal, of) in measure.figures {
-                let columns = seen.each_ref().map(|all| all.iter().map(|answer| of(answer, measure.bytes)).collect());
-                rows.push(row(figure, unit, goal, &columns));
+                Err(why) => report.fail(measure.figures.into_iter().next().map_or(measure.command, |f| f.0), why),
             }
         }
-        ours.finish()?;
-        tsnet.finish()?;
-        self.print(&rows)
     }
 
-    fn wants(&self, measure: &Measure) -> bool {
-        let named = |only: &String| measure.figures.iter().any(|(figure, ..)| figure.starts_with(only.as_str()));
-        self.only.is_empty() || self.only.iter().any(named)
-    }
-
-    fn print(&self, rows: &[Row]) -> Result<(), Failure> {
-        let mut out = std::io::stdout().lock();
-        let all = json!({ "rounds": self.rounds, "commit": self.commit, "machine": usage::machine(), "rows": rows });
-        if let Some(file) = &self.save {
-            std::fs::write(file, format!("{}\n", serde_json::to_string_pretty(&all)?))
-                .map_err(|why| format!("{}: {why}", file.display()))?;
+    /// From the start of a process to the first byte that came back.
+    fn starts(&self, report: &mut Report) -> Result<(), Failure> {
+        let kinds = self.kinds();
+        let empty = || kinds.iter().map(|kind| (*kind, Vec::new())).collect::<Vec<_>>();
+        let (mut times, mut sizes) = (empty(), empty());
+        for round in 0..self.args.rounds {
+            for k in turns(kinds.len(), round) {
+                let mut peer = self.client(kinds[k], None)?;
+                let answer = peer.ask("join")?;
+                times[k].1.push(peer.started.elapsed().as_secs_f64());
+                sizes[k].1.push(mib(answer.rss_kib));
+            }
         }
-        if self.json {
-            serde_json::to_writer_pretty(&mut out, &all)?;
-            writeln!(out)?;
+        report.add("start to first byte", "s", Goal::AtMost(1.1), &times);
+        report.add("memory, idle", "MiB", Goal::AtMost(0.4), &sizes);
+        Ok(())
+    }
+
+    fn plain(&self, report: &mut Report) -> Result<(), Failure> {
+        let mut peers = self.joined(self.kinds(), None)?;
+        self.measure(report, &mut peers, plain(self.args.mib << 20), self.args.rounds);
+        Ok(())
+    }
+
+    fn gigabyte(&self, report: &mut Report) -> Result<(), Failure> {
+        if self.args.quick {
+            report.skip("1 GiB", "left out of the quick run");
             return Ok(());
         }
-        writeln!(out, "{:<44} {:>10} {:>10} {:>7}  target", "", "guildnet", "tsnet", "ratio")?;
-        for r in rows {
-            let name = format!("{}, {}", r.figure, r.unit);
-            let mark = if r.met { "" } else { "  NOT MET" };
-            let tsnet = r.peers.get(TSNET).copied().unwrap_or(f64::NAN);
-            writeln!(out, "{name:<44} {:>10.3} {tsnet:>10.3} {:>7.2}  {}{mark}", r.ours, r.ratio, r.target)?;
-        }
+        let mut peers = self.joined(self.kinds(), None)?;
+        self.measure(report, &mut peers, one_flow("1 GiB, ", 1 << 30), self.long_rounds());
         Ok(())
     }
-}
 
-/// How long a client may take to end, and how often that is looked at.
-const END_LIMIT: Duration = Duration::from_secs(10);
-const END_LOOK: Duration = Duration::from_millis(50);
-/// How the peer is called in results.
-const TSNET: &str = "tsnet";
-/// How much more is moved when many transfers run at once, all together, than by one alone.
-const SHARE: u64 = 8;
-
-fn measures(bytes: u64) -> Vec<Measure> {
-    #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
-    fn rate(a: &Answer, bytes: u64) -> f64 {
-        bytes as f64 / 1e6 / a.seconds
-    }
-    #[expect(clippy::cast_precision_loss, reason = "sizes here are far below 2^53")]
-    fn cpu_per_gib(a: &Answer, bytes: u64) -> f64 {
-        a.cpu / (bytes as f64 / f64::from(1 << 30))
-    }
-    #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
-    fn p50(a: &Answer, _: u64) -> f64 {
-        a.p50_us as f64
-    }
-    #[expect(clippy::cast_precision_loss, reason = "sizes and microseconds here are far below 2^53")]
-    fn p99(a: &Answer, _: u64) -> f64 {
-        a.p99_us as f64
-    }
-    fn spread(a: &Answer, _: u64) -> f64 {
-        a.slowest / a.fastest
-    }
-    let times = |command: &str, what: &str| Measure {
-        command: command.into(),
-        bytes: 0,
-        figures: vec![
-            (format!("{what}, p50"), "us", Goal::AtMost(0.9), p50),
-            (format!("{what}, p99"), "us", Goal::None, p99),
-        ],
-    };
-    let mut all = vec![
-        times("rtt 300", "round trip"),
-        times("beside 300", "round trip beside a download"),
-        times("dial 100", "dial"),
-    ];
-    for way in ["down", "up"] {
-        all.push(Measure {
-            command: format!("{way} {bytes}"),
-            bytes,
-            figures: vec![
-                (way.into(), "MB/s", Goal::AtLeast(1.5), rate),
-                (format!("{way}, processor time"), "s/GiB", Goal::AtMost(0.4), cpu_per_gib),
-            ],
-        });
-    }
-    for (count, way) in [(8, "down"), (8, "up"), (64, "down"), (64, "up")] {
-        let each = bytes * SHARE / count;
-        all.push(Measure {
-            command: format!("many {count} {way} {each}"),
-            bytes: each * count,
-            figures: vec![
-                (format!("{way}, {count} flows"), "MB/s", Goal::AtLeast(1.0), rate),
-                (format!("{way}, {count} flows, slowest by fastest"), "", Goal::Below(2.0), spread),
-            ],
-        });
-    }
-    let loaded: Figure = ("memory, loaded".into(), "MiB", Goal::AtMost(0.15), |a, _| mib(a.rss_kib));
-    all.push(Measure { command: format!("up {bytes}"), bytes, figures: vec![loaded] });
-    all
-}
-
-#[expect(clippy::cast_precision_loss, reason = "memory sizes are far below 2^53")]
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
-}
-
-fn row(figure: String, unit: &'static str, goal: Goal, columns: &[Vec<f64>; 2]) -> Row {
-    let [ours, tsnet] = columns.each_ref().map(|column| median(column));
-    let ratio = ours / tsnet;
-    let (target, met) = match goal {
-        Goal::AtLeast(part) => (format!("at least {part} of {TSNET}"), ratio >= part),
-        Goal::AtMost(part) => (format!("at most {part} of {TSNET}"), ratio <= part),
-        Goal::Below(limit) => (format!("below {limit}"), ours < limit),
-        Goal::None => (String::new(), true),
-    };
-    Row { figure, unit, ours, peers: BTreeMap::from([(TSNET, tsnet)]), ratio, target, met }
-}
-
-/// A client process.
-struct Peer {
-    name: &'static str,
-    child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(
-        program: &Path,
-        first: &[&str],
-        what: &Compare,
-        name: &'static str,
-        key: &Secret<String>,
-    ) -> Result<Self, Failure> {
-        let mut child = Command::new(program)
-            .args(first)
-            .args([what.tailnet.headscale_url.as_str(), name, &what.target.to_string()])
-            .env("TS_AUTHKEY", key.expose())
-            .env("SSL_CERT_FILE", &what.tailnet.headscale_ca)
-            .env("TS_NO_LOGS_NO_SUPPORT", "true")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|why| format!("{} could not be started: {why}", program.display()))?;
-        let commands = child.stdin.take().expect("the pipe was asked for");
-        let answers = BufReader::new(child.stdout.take().expect("the pipe was asked for"));
-        Ok(Self { name, child, commands, answers })
-    }
-
-    fn ask(&mut self, command: &str) -> Result<Answer, Failure> {
-        writeln!(self.commands, "{command}")?;
-        self.commands.flush()?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let answer: Answer = serde_json::from_str(&line)
-            .map_err(|why| format!("{}: {command:?} was answered {line:?}: {why}", self.name))?;
-        if answer.error.is_empty() {
-            Ok(answer)
-        } else {
-            Err(format!("{}: {command}: {}", self.name, answer.error).into())
+    fn via_site(&self, report: &mut Report) -> Result<(), Failure> {
+        if self.start.site.is_none() {
+            report.skip(
+                "4via6",
+                "the routers serve the networks themselves; a lab of two clusters with up --headscale 0.28.0 has 4via6 routes",
+            );
+            return Ok(());
         }
+        let mut peers = self.joined(self.kinds(), None)?;
+        self.measure(report, &mut peers, one_flow("4via6, ", self.args.mib << 20), self.args.rounds);
+        Ok(())
     }
 
-    /// Closes standard input, which ends the client, and waits for it. One that does not end is killed: tsnet's own close was
-    /// seen to hang after many flows, and its figures are in.
-    fn finish(self) -> Result<(), Failure> {
-        let Self { name, mut child, commands, answers } = self;
-        drop((commands, answers));
-        let begun = Instant::now();
-        while begun.elapsed() < END_LIMIT {
-            if let Some(status) = child.try_wait()? {
-                return if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}").into()) };
+    /// UDP is blocked from before they join.
+    fn relay(&self, report: &mut Report) -> Result<(), Failure> {
+        let host = match self.host() {
+            Ok(host) => host,
+            Err(why) => return Ok(report.skip("relay only", why)),
+        };
+        host.block_udp()?;
+        let mut peers = self.joined(&TWO, Some(&host.namespace))?;
+        let measures = timed_flow("relay only, ", FLOW, [Goal::AtLeast(1.0); 2]);
+        self.measure(report, &mut peers, measures, self.long_rounds());
+        Ok(())
+    }
+
+    fn links(&self, report: &mut Report) -> Result<(), Failure> {
+        let host = match self.host() {
+            Ok(host) => host,
+            Err(why) => return Ok(report.skip("links", why)),
+        };
+        let mut wanted = links(self.args.quick);
+        wanted.retain(|link| self.args.may_want(&link.name));
+        let mut peers = self.joined(&TWO, Some(&host.namespace))?;
+        for peer in &mut peers {
+            peer.ask("direct")?;
+        }
+        for link in &wanted {
+            host.set(&link.settings)?;
+            let measures = timed_flow(&format!("{}, ", link.name), FLOW, [Goal::AtLeast(1.0), Goal::AtLeast(4.0)]);
+            self.measure(report, &mut peers, measures, self.long_rounds());
+        }
+        drop(peers);
+        host.restore()?;
+        ceilings(report, &host, &wanted)
+    }
+
+    /// Many connectors in one process that have nothing to do.
+    fn connectors(&self, report: &mut Report) -> Result<(), Failure> {
+        let mut peers = Vec::new();
+        for kind in TWO {
+            let key = self.runtime.block_on(self.args.tailnet.mint(true))?;
+            let mut peer = self.start.client(kind, &format!("{}-crowd-{kind}", self.names), &key, None)?;
+            peer.ask("join")?;
+            peers.push(peer);
+        }
+        let counts: &[usize] = if self.args.quick { &[1, 20] } else { &[1, 20, 100] };
+        let mut first: Vec<f64> = Vec::new();
+        for &count in counts {
+            if count == 100 && available_kib() < ROOM {
+                report.skip("connectors 100, tsnet", "a hundred of its nodes need 6 GiB of memory that are free");
+                peers.truncate(1);
             }
-            std::thread::sleep(END_LOOK);
+            for at_once in (JOINING..count).step_by(JOINING).chain([count]) {
+                rounds(&mut peers, &format!("crowd {at_once}"), 1)?;
+            }
+            // The first rest lets the bustle of joining end.
+            let rest = format!("rest {REST}");
+            together(&mut peers, &rest)?;
+            let answers = together(&mut peers, &rest)?;
+            let column = |of: &dyn Fn(usize) -> f64| {
+                peers.iter().enumerate().map(|(k, peer)| (peer.kind, vec![of(k)])).collect::<Vec<_>>()
+            };
+            let goal = match (count, peers.len()) {
+                (1, _) => Goal::AtMost(0.4),
+                (_, 2) => Goal::AtMost(0.25),
+                _ => Goal::None,
+            };
+            let sizes: Vec<f64> = answers.iter().map(|answer| mib(answer.rss_kib)).collect();
+            report.add(format!("connectors {count}, memory"), "MiB", goal, &column(&|k| sizes[k]));
+            #[expect(clippy::cast_precision_loss, reason = "some seconds, some connectors")]
+            let (rest, more) = (REST as f64, count.saturating_sub(1) as f64);
+            let idle = if count == 100 { Goal::Below(0.5) } else { Goal::None };
+            let busy = column(&|k| answers[k].cpu / rest * 100.0);
+            report.add(format!("connectors {count}, processor at rest"), "% of a core", idle, &busy);
+            if count == 1 {
+                first.clone_from(&sizes);
+            } else {
+                let each = column(&|k| (sizes[k] - first[k]) / more);
+                report.add(format!("connectors {count}, memory of each more"), "MiB", goal, &each);
+            }
         }
-        child.kill()?;
-        child.wait()?;
         Ok(())
     }
+
+    /// One connector, with no peer but the router and with a thousand more.
+    fn netmap(&self, report: &mut Report) -> Result<(), Failure> {
+        if self.args.quick {
+            report.skip("netmap", "left out of the quick run");
+            return Ok(());
+        }
+        let tailnet = &self.args.tailnet;
+        let mut sizes = Vec::new();
+        self.at_rest(report, "netmap of the router alone", &mut sizes)?;
+        let prefix = format!("{}-node", self.names);
+        let filled = self
+            .runtime
+            .block_on(netmap::fill(tailnet, &prefix, MANY_NODES))
+            .and_then(|()| self.at_rest(report, "netmap of 1,000 more", &mut sizes));
+        self.runtime.block_on(tailnet.forget(&prefix))?;
+        filled?;
+        let each: Vec<_> =
+            TWO.iter().enumerate().map(|(k, kind)| (*kind, vec![(sizes[1][k] - sizes[0][k]) * 1.024])).collect();
+        report.add("netmap, memory of each peer", "KiB", Goal::None, &each);
+        Ok(())
+    }
+
+    fn at_rest(&self, report: &mut Report, name: &str, sizes: &mut Vec<Vec<f64>>) -> Result<(), Failure> {
+        let mut peers = self.joined(&TWO, None)?;
+        let answers = together(&mut peers, &format!("rest {REST}"))?;
+        let seen: Vec<f64> = answers.iter().map(|answer| mib(answer.rss_kib)).collect();
+        let columns: Vec<_> = TWO.iter().zip(&seen).map(|(kind, size)| (*kind, vec![*size])).collect();
+        report.add(format!("{name}, memory"), "MiB", Goal::AtMost(0.4), &columns);
+        sizes.push(seen);
+        Ok(())
+    }
+
+    /// An API server asked through a local port that each client forwards.
+    fn kube(&self, report: &mut Report) -> Result<(), Failure> {
+        let Some(kubeconfig) = &self.args.kubeconfig else {
+            report.skip("kube", "no --kubeconfig");
+            return Ok(());
+        };
+        let mut peers = self.joined(&TWO, None)?;
+        let mut ports = Vec::new();
+        for peer in &mut peers {
+            let to = match peer.kind {
+                Kind::Ours => self.args.api_server,
+                _ => peers::as_others_dial(self.args.api_server, self.start.site),
+            };
+            ports.push(peer.ask(&format!("forward {to}"))?.port);
+        }
+        let seen = self.runtime.block_on(self.ask_kube(kubeconfig, &ports))?;
+        for (at, what) in ["kube, 200 lists at once", "kube, change to 50 watches"].into_iter().enumerate() {
+            for (part, of) in [("p50", p50_ms as fn(&[_]) -> f64), ("p99", p99_ms)] {
+                let read = |rounds: &Vec<[Vec<_>; 2]>| rounds.iter().map(|times| of(&times[at])).collect();
+                let columns: Vec<_> = TWO.into_iter().zip(seen.iter().map(read)).collect();
+                report.add(format!("{what}, {part}"), "ms", Goal::AtMost(1.0), &columns);
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_kube(&self, kubeconfig: &Path, ports: &[u16]) -> Result<Vec<Vec<kube::Times>>, Failure> {
+        let mut ways = Vec::new();
+        for port in ports {
+            let near = Target::from(std::net::SocketAddr::from(([127, 0, 0, 1], *port)));
+            let dialer = std::sync::Arc::new(DirectDialer);
+            ways.push(kube::Way::open("forward", kubeconfig, Some((dialer, near))).await?);
+        }
+        kube::remove(&ways[0]).await?;
+        let mut seen = vec![Vec::new(); ways.len()];
+        let measured = async {
+            kube::make(&ways[0], PODS).await?;
+            for round in 0..=self.args.rounds {
+                for k in turns(ways.len(), round) {
+                    let times = kube::lists_and_watches(&ways[k]).await?;
+                    // The first round warms connections.
+                    if round > 0 {
+                        seen[k].push(times);
+                    }
+                }
+            }
+            Ok(())
+        };
+        let measured: Result<(), Failure> = measured.await;
+        kube::remove(&ways[0]).await?;
+        measured.map(|()| seen)
+    }
+}
+
+/// Those that every part has.
+const TWO: [Kind; 2] = [Kind::Ours, Kind::Tsnet];
+
+/// Our flows over links beside one of plain TCP.
+fn ceilings(report: &mut Report, host: &Host, wanted: &[Link]) -> Result<(), Failure> {
+    for (link, ceiling) in wanted.iter().zip(host.ceilings(wanted)?) {
+        for (way, most) in [("down", ceiling.tcp_down), ("up", ceiling.tcp_up)] {
+            let name = format!("{}, {way}", link.name);
+            let Some(ours) = report.rows.iter().find(|row| row.figure == name).map(|row| row.ours) else {
+                continue;
+            };
+            let peers = BTreeMap::from([("plain TCP".to_owned(), most)]);
+            report.rows.push(Row::beside(format!("{name}, by plain TCP"), "MB/s", Goal::None, ours, peers));
+        }
+    }
+    Ok(())
+}
+
+/// Asks all of them at the same moment.
+fn together(peers: &mut [Peer], command: &str) -> Result<Vec<Answer>, Failure> {
+    for peer in &mut *peers {
+        peer.tell(command)?;
+    }
+    peers.iter_mut().map(|peer| peer.answer(command)).collect()
+}
+
+/// Memory that processes may still take, KiB.
+fn available_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -174,7 +174,8 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
     }
     let whole = begun.elapsed();
 
-    let (p50, last) = watches(way).await?;
+    let arrived = watches(way).await?;
+    let last = arrived.iter().max().copied().unwrap_or_default();
     let (started, echoes) = tokio::time::timeout(PATIENCE, exec(way)).await??;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     #[expect(clippy::cast_precision_loss, reason = "a list is far below 2^53 bytes")]
@@ -187,8 +188,8 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
         ms(first.unwrap_or(whole)),
         ms(whole),
         rate,
-        p50,
-        last,
+        p50_ms(&arrived),
+        ms(last),
         ms(started),
         p50_ms(&echoes),
         p99_ms(&echoes),
@@ -227,7 +228,7 @@ async fn echo(socket: &mut Socket) -> Result<(), Failure> {
 }
 
 /// Fifty watches of one object that changes: how long until each has the change.
-async fn watches(way: &Way) -> Result<(f64, f64), Failure> {
+async fn watches(way: &Way) -> Result<Vec<Duration>, Failure> {
     const PATH: &str = "/api/v1/namespaces/guildnet-bench/configmaps?fieldSelector=metadata.name%3Dwatched";
     let list: Value = serde_json::from_slice(&way.whole(Method::GET, PATH, None).await?)?;
     let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
@@ -248,12 +249,24 @@ async fn watches(way: &Way) -> Result<(f64, f64), Failure> {
     }));
     let (patched, arrived) = tokio::time::timeout(PATIENCE, async { tokio::join!(patched, arrived) }).await?;
     patched?;
-    let arrived = arrived?;
-    let last = arrived.iter().max().copied().unwrap_or_default();
-    Ok((p50_ms(&arrived), last.as_secs_f64() * 1e3))
+    arrived
 }
 
-async fn make(way: &Way, pods: usize) -> Result<(), Failure> {
+/// Of each list and of each watch.
+pub(crate) type Times = [Vec<Duration>; 2];
+
+/// Two hundred lists at once, and then fifty watches.
+pub(crate) async fn lists_and_watches(way: &Way) -> Result<Times, Failure> {
+    let lists = try_join_all((0..200).map(|_| async {
+        let begun = Instant::now();
+        way.whole(Method::GET, "/api/v1/namespaces/guildnet-bench/pods", None).await?;
+        Ok::<_, Failure>(begun.elapsed())
+    }))
+    .await?;
+    Ok([lists, watches(way).await?])
+}
+
+pub(crate) async fn make(way: &Way, pods: usize) -> Result<(), Failure> {
     let named = |kind: &str, name: &str| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name } });
     way.whole(Method::POST, "/api/v1/namespaces", Some(named("Namespace", NAMESPACE).to_string())).await?;
     // Pods are admitted once the namespace has its account.
@@ -297,7 +310,7 @@ fn pod(n: usize) -> String {
 }
 
 /// Removes the namespace with all that is in it, and waits until it is gone.
-async fn remove(way: &Way) -> Result<(), Failure> {
+pub(crate) async fn remove(way: &Way) -> Result<(), Failure> {
     let path = "/api/v1/namespaces/guildnet-bench";
     if way.whole(Method::GET, path, None).await.is_err() {
         return Ok(());

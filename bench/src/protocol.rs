@@ -10,11 +10,19 @@
 //! | `many COUNT down BYTES`, `many COUNT up BYTES` | as many flows at once, so many bytes on each |
 //! | `rtt COUNT`, `beside COUNT` | single bytes there and back, alone and beside a download on another flow |
 //! | `dial COUNT` | connections opened and closed, one after the other |
+//! | `flow down SECONDS`, `flow up SECONDS` | one transfer on a flow of its own for so long; `bytes` says how far it came |
+//! | `direct` | waits until packets to the router take the direct path |
+//! | `crowd COUNT` | joins until so many connectors run in the process, each of them dialled once |
+//! | `rest SECONDS` | nothing for so long |
+//! | `forward TARGET` | a local `port` that leads to another address inside the cluster |
 
 use serde::{Deserialize, Serialize};
 
 /// Length of the far end's header: a command letter and a big-endian 64-bit length.
 pub(crate) const HEADER: usize = 9;
+
+/// What a flow of fixed length sends and has acknowledged at a time, bytes.
+pub(crate) const PIECE: u64 = 1 << 16;
 
 /// One answer of a client.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -35,6 +43,12 @@ pub(crate) struct Answer {
     /// Time of the one that was done last, seconds.
     #[serde(default)]
     pub(crate) slowest: f64,
+    /// What a flow of fixed length has moved: up counts what the far end has said it took.
+    #[serde(default)]
+    pub(crate) bytes: u64,
+    /// The local port that was opened.
+    #[serde(default)]
+    pub(crate) port: u16,
     /// Resident memory after the command, KiB.
     pub(crate) rss_kib: u64,
     /// Why the command failed, if it did.

@@ -1,11 +1,12 @@
 //! The lab's tailnet: keys for the benchmark's members, and a connector in this process.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user};
+use futures_util::future::join_all;
+use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user, routers_of};
 use guildnet_model::{
-    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, Secret, StartConnector as _,
-    Target,
+    ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, PathKind, Secret, SiteNumber,
+    StartConnector as _, Target, via6,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
 use tempfile::TempDir;
@@ -43,34 +44,67 @@ pub(crate) struct Tailnet {
 }
 
 impl Tailnet {
-    /// Keys for clients of the cluster, each good for one that is forgotten when it has gone.
-    pub(crate) async fn mint(&self, count: usize) -> Result<Vec<Secret<String>>, Failure> {
-        let headscale = Headscale::new(HeadscaleConfig {
+    /// A key for a client of the cluster, good for ones that are forgotten when they have gone: for one, or for many.
+    pub(crate) async fn mint(&self, reusable: bool) -> Result<Secret<String>, Failure> {
+        let headscale = self.headscale()?;
+        let new = NewKey {
+            user: ensure_user(&headscale, &self.cluster).await?.id,
+            tags: vec![self.cluster.client_tag()],
+            reusable,
+            ephemeral: true,
+            expires: jiff::Timestamp::now() + KEY_LIFE,
+        };
+        Ok(headscale.create_key(&new).await?.1)
+    }
+
+    pub(crate) fn headscale(&self) -> Result<Headscale, Failure> {
+        Ok(Headscale::new(HeadscaleConfig {
             url: self.headscale_url.clone(),
-            api_key: Some(Secret::new(std::fs::read_to_string(&self.headscale_api_key_file)?.trim().to_owned())),
+            api_key: Some(Secret::new(self.api_key()?)),
             ca_pem: Some(std::fs::read_to_string(&self.headscale_ca)?),
-        })?;
-        let user = ensure_user(&headscale, &self.cluster).await?.id;
-        let mut keys = Vec::new();
-        for _ in 0..count {
-            let new = NewKey {
-                user,
-                tags: vec![self.cluster.client_tag()],
-                reusable: false,
-                ephemeral: true,
-                expires: jiff::Timestamp::now() + KEY_LIFE,
-            };
-            keys.push(headscale.create_key(&new).await?.1);
+        })?)
+    }
+
+    pub(crate) fn api_key(&self) -> Result<String, Failure> {
+        Ok(std::fs::read_to_string(&self.headscale_api_key_file)?.trim().to_owned())
+    }
+
+    /// Forgets the cluster's nodes whose names begin so.
+    pub(crate) async fn forget(&self, prefix: &str) -> Result<(), Failure> {
+        let (headscale, tags) = (self.headscale()?, [self.cluster.client_tag(), self.cluster.router_tag()]);
+        for node in headscale.nodes().await? {
+            if node.name.starts_with(prefix) && node.tags.iter().all(|tag| tags.contains(tag)) {
+                headscale.delete_node(node.id).await?;
+            }
         }
-        Ok(keys)
+        Ok(())
+    }
+
+    /// The site whose 4via6 form of the networks the cluster's routers serve, if they don't serve the networks themselves.
+    pub(crate) async fn site(&self) -> Result<Option<SiteNumber>, Failure> {
+        let nodes = self.headscale()?.nodes().await?;
+        let routers = routers_of(&nodes, &self.cluster);
+        let served = || routers.iter().flat_map(|router| &router.approved_routes);
+        if served().any(|net| net.addr().is_ipv4()) {
+            return Ok(None);
+        }
+        Ok(served().find_map(|net| match net.addr() {
+            IpAddr::V6(address) => via6::parse(address).map(|(site, _)| site),
+            IpAddr::V4(_) => None,
+        }))
     }
 
     /// A connector in this process, once `target` can be dialled through it.
     pub(crate) async fn join(&self, hostname: &str, target: Target) -> Result<Member, Failure> {
-        let auth_key = self.mint(1).await?.pop();
-        let ca_pem = Some(std::fs::read_to_string(&self.headscale_ca)?);
-        let routes = ROUTES.parse()?;
-        let member = Member::start(&self.headscale_url, &self.cluster, hostname, routes, ca_pem, auth_key)?;
+        let member = Member::start(&Joining {
+            login_server: self.headscale_url.clone(),
+            cluster: self.cluster.clone(),
+            hostname: hostname.to_owned(),
+            routes: ROUTES.parse()?,
+            site: self.site().await?,
+            ca_pem: Some(std::fs::read_to_string(&self.headscale_ca)?),
+            auth_key: Some(self.mint(false).await?),
+        })?;
         let begun = Instant::now();
         while let Err(why) = member.dialer().dial(target).await {
             if begun.elapsed() > JOIN_LIMIT {
@@ -82,50 +116,82 @@ impl Tailnet {
     }
 }
 
-/// A connector of this process, with an engine of its own.
+/// How a connector of this process joins.
+pub(crate) struct Joining {
+    pub(crate) login_server: Url,
+    pub(crate) cluster: ClusterId,
+    pub(crate) hostname: String,
+    pub(crate) routes: Networks,
+    pub(crate) site: Option<SiteNumber>,
+    pub(crate) ca_pem: Option<String>,
+    pub(crate) auth_key: Option<Secret<String>>,
+}
+
+/// A connector of this process, with an engine of its own, and others on the same engine.
 pub(crate) struct Member {
-    connector: Arc<dyn Connector>,
+    connectors: Vec<Arc<dyn Connector>>,
     // In this order: the engine waits for its connectors when it ends, and they use the folder.
-    _engine: Arc<Engine>,
-    _folder: TempDir,
+    engine: Arc<Engine>,
+    folder: TempDir,
 }
 
 impl Member {
-    pub(crate) fn start(
-        login_server: &Url,
-        cluster: &ClusterId,
-        hostname: &str,
-        routes: Networks,
-        ca_pem: Option<String>,
-        auth_key: Option<Secret<String>>,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn start(joining: &Joining) -> Result<Self, Failure> {
         let folder = tempfile::tempdir()?;
         let engine = Engine::new(EngineConfig::default())?;
-        let connector = engine.start(ConnectorSpec {
-            cluster: cluster.clone(),
-            login_server: login_server.clone(),
-            ca_pem,
-            hostname: hostname.to_owned(),
-            state_dir: folder.path().join("state"),
-            auth_keys: Arc::new(FixedKey(auth_key)),
-            routes,
-            site: None,
+        let mut member = Self { connectors: Vec::new(), engine, folder };
+        member.grow(joining)?;
+        Ok(member)
+    }
+
+    /// One more connector, with a name of its own.
+    pub(crate) fn grow(&mut self, joining: &Joining) -> Result<Arc<dyn Dialer>, Failure> {
+        let number = self.connectors.len();
+        let hostname = match number {
+            0 => joining.hostname.clone(),
+            _ => format!("{}-{number}", joining.hostname),
+        };
+        let connector = self.engine.start(ConnectorSpec {
+            cluster: joining.cluster.clone(),
+            login_server: joining.login_server.clone(),
+            ca_pem: joining.ca_pem.clone(),
+            hostname,
+            state_dir: self.folder.path().join(format!("state-{number}")),
+            auth_keys: Arc::new(FixedKey(joining.auth_key.clone())),
+            routes: joining.routes.clone(),
+            site: joining.site,
             ephemeral: true,
         })?;
-        Ok(Self { connector, _engine: engine, _folder: folder })
+        let dialer = connector.dialer();
+        self.connectors.push(connector);
+        Ok(dialer)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.connectors.len()
     }
 
     pub(crate) fn dialer(&self) -> Arc<dyn Dialer> {
-        self.connector.dialer()
+        self.first().dialer()
+    }
+
+    /// Whether the first connector's packets to a router of the cluster take the direct path.
+    pub(crate) async fn is_direct(&self) -> bool {
+        let peers = self.first().snapshot().await.peers;
+        peers.iter().any(|peer| peer.trusted && peer.path == PathKind::Direct)
+    }
+
+    fn first(&self) -> &Arc<dyn Connector> {
+        self.connectors.first().expect("it was started with one")
     }
 
     /// Everything that the connector shows now.
     pub(crate) async fn snapshot(&self) -> ConnectorSnapshot {
-        self.connector.snapshot().await
+        self.first().snapshot().await
     }
 
     /// Leaves the tailnet.
     pub(crate) async fn leave(self) {
-        self.connector.stop(LEAVE_LIMIT).await;
+        join_all(self.connectors.iter().map(|connector| connector.stop(LEAVE_LIMIT))).await;
     }
 }

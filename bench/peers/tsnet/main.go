@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,8 @@ type answer struct {
 	P99us   int64   `json:"p99_us,omitempty"`
 	Fastest float64 `json:"fastest,omitempty"`
 	Slowest float64 `json:"slowest,omitempty"`
+	Bytes   uint64  `json:"bytes,omitempty"`
+	Port    int     `json:"port,omitempty"`
 	RSSKiB  int64   `json:"rss_kib"`
 	Error   string  `json:"error,omitempty"`
 }
@@ -42,17 +45,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: tsnet LOGIN_SERVER HOSTNAME TARGET   (auth key in TS_AUTHKEY, commands on standard input)")
 		os.Exit(2)
 	}
-	dir, err := os.MkdirTemp("", "bench-tsnet-")
-	if err != nil {
+	c := &client{target: os.Args[3]}
+	if err := c.grow(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	defer os.RemoveAll(dir)
-	c := &client{target: os.Args[3], server: &tsnet.Server{
-		Dir: dir, Hostname: os.Args[2], AuthKey: os.Getenv("TS_AUTHKEY"), ControlURL: os.Args[1], Ephemeral: true,
-		Logf: func(string, ...any) {}, UserLogf: func(string, ...any) {},
-	}}
-	defer c.server.Close()
+	defer c.close()
 
 	out := json.NewEncoder(os.Stdout)
 	lines := bufio.NewScanner(os.Stdin)
@@ -61,10 +59,35 @@ func main() {
 	}
 }
 
+// client is a node, and more of them with the same key and numbered names.
 type client struct {
-	server *tsnet.Server
-	target string
-	flow   net.Conn
+	servers []*tsnet.Server
+	target  string
+	flow    net.Conn
+}
+
+// grow makes one more node; it does not join yet.
+func (c *client) grow() error {
+	dir, err := os.MkdirTemp("", "bench-tsnet-")
+	if err != nil {
+		return err
+	}
+	name := os.Args[2]
+	if number := len(c.servers); number > 0 {
+		name = fmt.Sprintf("%s-%d", name, number)
+	}
+	c.servers = append(c.servers, &tsnet.Server{
+		Dir: dir, Hostname: name, AuthKey: os.Getenv("TS_AUTHKEY"), ControlURL: os.Args[1], Ephemeral: true,
+		Logf: func(string, ...any) {}, UserLogf: func(string, ...any) {},
+	})
+	return nil
+}
+
+func (c *client) close() {
+	for _, server := range c.servers {
+		server.Close()
+		os.RemoveAll(server.Dir)
+	}
 }
 
 func (c *client) timed(words []string) answer {
@@ -80,6 +103,16 @@ func (c *client) timed(words []string) answer {
 func (c *client) run(words []string, a *answer) error {
 	if len(words) == 0 {
 		return errors.New("empty command")
+	}
+	switch {
+	case words[0] == "flow" && len(words) == 3:
+		seconds, err := strconv.Atoi(words[2])
+		if err != nil {
+			return err
+		}
+		return c.flowFor(words[1] == "down", time.Duration(seconds)*time.Second, a)
+	case words[0] == "forward" && len(words) == 2:
+		return c.forward(words[1], a)
 	}
 	n := uint64(0)
 	if len(words) > 1 {
@@ -98,6 +131,15 @@ func (c *client) run(words []string, a *answer) error {
 	switch words[0] {
 	case "join":
 		return c.join()
+	case "direct":
+		return c.direct()
+	case "crowd":
+		return c.crowd(int(n))
+	case "rest":
+		// What the runtime would give back some minutes later counts as given back.
+		debug.FreeOSMemory()
+		time.Sleep(time.Duration(n) * time.Second)
+		return nil
 	case "down":
 		return download(c.flow, n)
 	case "up":
@@ -118,35 +160,172 @@ func (c *client) run(words []string, a *answer) error {
 	return fmt.Errorf("unknown command %q", words[0])
 }
 
-// join brings the node up and repeats the first dial until it echoes, for at most a minute.
-func (c *client) join() error {
+func (c *client) join() (err error) {
+	c.flow, err = firstFlow(c.servers[0], c.target)
+	return err
+}
+
+// firstFlow brings a node up and repeats the first dial until it echoes, for at most a minute.
+func firstFlow(server *tsnet.Server, target string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := c.server.Up(ctx); err != nil {
-		return err
+	if _, err := server.Up(ctx); err != nil {
+		return nil, err
 	}
-	local, err := c.server.LocalClient()
+	local, err := server.LocalClient()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	prefs := &ipn.MaskedPrefs{Prefs: ipn.Prefs{RouteAll: true}, RouteAllSet: true}
 	if _, err := local.EditPrefs(ctx, prefs); err != nil {
-		return err
+		return nil, err
 	}
 	for ctx.Err() == nil {
-		if c.flow, err = c.dial(); err == nil {
-			if err = echo(c.flow); err == nil {
+		var flow net.Conn
+		if flow, err = dial(server, target); err == nil {
+			if err = echo(flow); err == nil {
+				return flow, nil
+			}
+			flow.Close()
+		}
+	}
+	return nil, fmt.Errorf("no echo within a minute: %w", err)
+}
+
+// crowd joins until so many nodes are up, all at once.
+func (c *client) crowd(count int) error {
+	joined := make(chan error, count)
+	begun := 0
+	for len(c.servers) < count {
+		if err := c.grow(); err != nil {
+			return err
+		}
+		server := c.servers[len(c.servers)-1]
+		begun++
+		go func() {
+			flow, err := firstFlow(server, c.target)
+			if err == nil {
+				flow.Close()
+			}
+			joined <- err
+		}()
+	}
+	var failed error
+	for range begun {
+		if err := <-joined; err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// direct keeps the router in touch until a direct path to it is taken, for at most a minute.
+func (c *client) direct() error {
+	local, err := c.servers[0].LocalClient()
+	if err != nil {
+		return err
+	}
+	for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(20 * time.Millisecond) {
+		if err := echo(c.flow); err != nil {
+			return err
+		}
+		status, err := local.Status(context.Background())
+		if err != nil {
+			return err
+		}
+		for _, peer := range status.Peer {
+			if peer.CurAddr != "" && peer.PrimaryRoutes != nil {
 				return nil
 			}
 		}
 	}
-	return fmt.Errorf("no echo within a minute: %w", err)
+	return errors.New("no direct path to the router")
+}
+
+// flowFor is one transfer on a flow of its own for so long. Up, pieces are sent one after another without a wait, and
+// those count that the far end says it took.
+func (c *client) flowFor(down bool, lasts time.Duration, a *answer) error {
+	flow, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer flow.Close()
+	flow.SetDeadline(time.Now().Add(lasts))
+	buffer := make([]byte, 1<<16)
+	count := func(each uint64) error {
+		for {
+			n, err := flow.Read(buffer)
+			a.Bytes += uint64(n) * each
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if down {
+		if err = send(flow, 'D', 1<<40); err == nil {
+			err = count(1)
+		}
+	} else {
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			piece := append(binary.BigEndian.AppendUint64([]byte{'U'}, 1<<16), make([]byte, 1<<16)...)
+			for {
+				if _, err := flow.Write(piece); err != nil {
+					return
+				}
+			}
+		}()
+		err = count(1 << 16)
+		<-sent
+	}
+	// It has no other end than the time's.
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return nil
+	}
+	return err
+}
+
+// forward opens a local port that leads to another address inside the cluster, for as long as this process runs.
+func (c *client) forward(to string, a *answer) error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	a.Port = listener.Addr().(*net.TCPAddr).Port
+	go func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer near.Close()
+				far, err := dial(c.servers[0], to)
+				if err != nil {
+					return
+				}
+				defer far.Close()
+				go func() {
+					defer near.Close()
+					io.Copy(near, far)
+				}()
+				io.Copy(far, near)
+			}()
+		}
+	}()
+	return nil
 }
 
 func (c *client) dial() (net.Conn, error) {
+	return dial(c.servers[0], c.target)
+}
+
+func dial(server *tsnet.Server, target string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return c.server.Dial(ctx, "tcp", c.target)
+	return server.Dial(ctx, "tcp", target)
 }
 
 // many runs as many transfers at once, each on a flow of its own.
