@@ -12,7 +12,7 @@ use std::{
 
 use guildnet_model::{Dialer, Io, Secret, Target};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes},
     net::TcpListener,
     task::JoinSet,
 };
@@ -28,6 +28,9 @@ use crate::{
 
 /// Bytes of a download that outlasts what is measured beside it.
 const ENDLESS: u64 = 1 << 40;
+
+/// What a forward reads at a time, bytes: as Go does.
+const CHUNK: usize = 32 << 10;
 
 /// What the client is to join and measure.
 #[derive(Debug, clap::Args)]
@@ -236,7 +239,7 @@ impl Session {
                     near.set_nodelay(true)?;
                     let mut far = dialer.dial(to).await?;
                     // Who reads from it sees how it ended.
-                    let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    let _ended = copy_bidirectional_with_sizes(&mut near, &mut far, CHUNK, CHUNK).await;
                     Ok::<_, Failure>(())
                 });
             }

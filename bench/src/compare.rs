@@ -2,9 +2,11 @@
 //!
 //! A part is what is measured in one setting, and may be impossible on a machine or a lab: that is told, as is what failed,
 //! and the others go on. Pure: what is measured (`measures.rs`), how it is told (`report.rs`, `chart.rs`). The clients are
-//! `peers.rs`, the client host with its link `links.rs`, nodes that only fill a network map `netmap.rs`.
+//! `peers.rs`, the client host with its link `links.rs`, nodes that only fill a network map `netmap.rs`, what is undone however
+//! a run ends `guard.rs`.
 
 mod chart;
+mod guard;
 mod links;
 mod measures;
 mod netmap;
@@ -21,6 +23,7 @@ use guildnet_model::Target;
 use tokio::runtime::Runtime;
 
 use self::{
+    guard::Ends,
     links::{Host, Link, links},
     measures::{Goal, Measure, mib, one_flow, plain, timed_flow},
     peers::{Kind, Peer, Start, rounds, turns},
@@ -116,6 +119,7 @@ struct Bench<'a> {
     args: &'a Compare,
     start: Start<'a>,
     runtime: Runtime,
+    ends: Ends,
     /// Begins the names of nodes that are forgotten at the end, whoever else measures here.
     names: String,
 }
@@ -133,7 +137,8 @@ impl Compare {
             tailscale: self.tailscale.as_deref(),
         };
         let mut report = Report::new(self.rounds, self.commit.clone(), start.site.is_some());
-        let bench = Bench { args: self, start, runtime, names: format!("bench-{}", std::process::id()) };
+        let ends = Ends::watch(&runtime)?;
+        let bench = Bench { args: self, start, runtime, ends, names: format!("bench-{}", std::process::id()) };
         if self.tailscale.is_none() {
             report.skip("socks5", "no --tailscale, the folder with tailscaled and tailscale");
         }
@@ -201,7 +206,7 @@ impl Bench<'_> {
         if !rustix::process::geteuid().is_root() {
             return Err("only root enters the client host".into());
         }
-        Host::find(&self.args.lab, host, &self.runtime)
+        Host::find(&self.args.lab, host, &self.ends)
     }
 
     /// Runs what is wanted of the measures; one that fails is told.
@@ -302,6 +307,10 @@ impl Bench<'_> {
         }
         drop(peers);
         host.restore()?;
+        if self.args.quick {
+            report.skip("links by plain TCP", "left out of the quick run");
+            return Ok(());
+        }
         ceilings(report, &host, &wanted)
     }
 
@@ -363,11 +372,17 @@ impl Bench<'_> {
         let mut sizes = Vec::new();
         self.at_rest(report, "netmap of the router alone", &mut sizes)?;
         let prefix = format!("{}-node", self.names);
+        let undo = {
+            let (tailnet, prefix) = (tailnet.clone(), prefix.clone());
+            async move { tailnet.forget(&prefix).await }
+        };
+        let guard = self.ends.after(undo);
         let filled = self
             .runtime
             .block_on(netmap::fill(tailnet, &prefix, MANY_NODES))
             .and_then(|()| self.at_rest(report, "netmap of 1,000 more", &mut sizes));
         self.runtime.block_on(tailnet.forget(&prefix))?;
+        drop(guard);
         filled?;
         let each: Vec<_> =
             TWO.iter().enumerate().map(|(k, kind)| (*kind, vec![(sizes[1][k] - sizes[0][k]) * 1.024])).collect();

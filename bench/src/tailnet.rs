@@ -2,8 +2,8 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
-use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user, routers_of};
+use futures_util::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
+use guildnet_headscale::{Headscale, HeadscaleConfig, HeadscaleError, NewKey, ensure_user, routers_of};
 use guildnet_model::{
     ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, PathKind, Secret, SiteNumber,
     StartConnector as _, Target, via6,
@@ -19,6 +19,8 @@ use crate::figures::Failure;
 pub(crate) const ROUTES: &str = "10.96.0.0/16,10.244.0.0/16";
 /// How long a key may be used: longer than any benchmark takes to begin.
 const KEY_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
+/// Calls to the server at once where there are many: it gathers what changes nodes for half a second.
+pub(crate) const CALLS: usize = 50;
 /// How long a join may take, first dial included.
 pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(60);
 /// Between two tries of a join: a connector that has just started has no router yet.
@@ -27,7 +29,7 @@ pub(crate) const JOIN_PAUSE: Duration = Duration::from_millis(20);
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Which tailnet, and how it is reached.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Tailnet {
     /// The Headscale server.
     #[arg(long)]
@@ -71,13 +73,20 @@ impl Tailnet {
 
     /// Forgets the cluster's nodes whose names begin so.
     pub(crate) async fn forget(&self, prefix: &str) -> Result<(), Failure> {
-        let (headscale, tags) = (self.headscale()?, [self.cluster.client_tag(), self.cluster.router_tag()]);
+        let (headscale, tags) = (&self.headscale()?, [self.cluster.client_tag(), self.cluster.router_tag()]);
+        let mut calls = Vec::new();
         for node in headscale.nodes().await? {
             if node.name.starts_with(prefix) && node.tags.iter().all(|tag| tags.contains(tag)) {
-                headscale.delete_node(node.id).await?;
+                calls.push(async move {
+                    match headscale.delete_node(node.id).await {
+                        // Gone meanwhile, as ephemeral ones go.
+                        Ok(()) | Err(HeadscaleError::NotFound { .. }) => Ok(()),
+                        Err(why) => Err(Failure::from(why)),
+                    }
+                });
             }
         }
-        Ok(())
+        stream::iter(calls).buffer_unordered(CALLS).try_collect().await
     }
 
     /// The site whose 4via6 form of the networks the cluster's routers serve, if they don't serve the networks themselves.

@@ -7,6 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::guard::{Ends, Guard};
 use crate::figures::Failure;
 
 /// A link as it is measured.
@@ -39,7 +40,7 @@ pub(super) fn links(quick: bool) -> Vec<Link> {
 pub(super) struct Host {
     lab: Lab,
     pub(super) namespace: String,
-    guard: tokio::task::JoinHandle<()>,
+    _guard: Guard,
 }
 
 #[derive(Clone, Debug)]
@@ -75,7 +76,7 @@ pub(super) struct Ceiling {
 
 impl Host {
     /// Finds it in the lab that is up.
-    pub(super) fn find(program: &Path, host: &str, runtime: &tokio::runtime::Runtime) -> Result<Self, Failure> {
+    pub(super) fn find(program: &Path, host: &str, ends: &Ends) -> Result<Self, Failure> {
         let lab = Lab { program: program.to_owned(), host: host.to_owned() };
         // It fails if anything of the lab does not run, but answers all the same.
         let status: Status = serde_json::from_slice(&lab.command(&["status", "-o", "json"]).output()?.stdout)
@@ -85,14 +86,8 @@ impl Host {
         // From an earlier run that was killed, say.
         lab.restore()?;
         let guarded = lab.clone();
-        let guard = runtime.spawn(async move {
-            if ended().await.is_ok() {
-                // It can't be told to anybody.
-                let _failed = guarded.restore();
-                std::process::exit(130);
-            }
-        });
-        Ok(Self { lab, namespace, guard })
+        let guard = ends.after(async move { guarded.restore() });
+        Ok(Self { lab, namespace, _guard: guard })
     }
 
     /// A link with these settings and no others.
@@ -131,7 +126,6 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.guard.abort();
         // The next run does it, too.
         let _failed = self.lab.restore();
     }
@@ -156,17 +150,6 @@ impl Lab {
         let cleared = self.run(&["link", &self.host, "clear"]);
         self.run(&["fault", "unblock-udp", &self.host]).and(cleared)
     }
-}
-
-/// Returns when this process is told to end.
-async fn ended() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use guildnet_headscale::ensure_user;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
@@ -14,7 +15,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::{figures::Failure, tailnet::Tailnet};
+use crate::{
+    figures::Failure,
+    tailnet::{CALLS, Tailnet},
+};
 
 /// Makes so many nodes by the server's debug calls, with names that begin so. They are tagged as the cluster's routers, so that
 /// its clients see them; they serve no network and are never online.
@@ -23,15 +27,20 @@ pub(super) async fn fill(tailnet: &Tailnet, prefix: &str, count: u64) -> Result<
     let headscale = tailnet.headscale()?;
     let keyed = if headscale.server().await?.features.via_grants { "hskey-authreq-" } else { "" };
     let user = ensure_user(&headscale, &tailnet.cluster).await?.name;
-    let mut api = Api::open(tailnet).await?;
-    for number in 0..count {
-        let key = format!("{keyed}{:012}{number:012}", std::process::id());
-        let pending = json!({ "user": user, "key": key, "name": format!("{prefix}-{number}") });
-        api.post("debug/node", &pending).await?;
-        let made = api.post(&format!("node/register?user={user}&key={key}"), &json!({})).await?;
-        let id = made["node"]["id"].as_str().ok_or("the server gave the node no number")?;
-        api.post(&format!("node/{id}/tags"), &json!({ "tags": [tailnet.cluster.router_tag()] })).await?;
-    }
+    let tag = tailnet.cluster.router_tag();
+    let make = async |worker: u64| {
+        let mut api = Api::open(tailnet).await?;
+        for number in (worker..count).step_by(CALLS) {
+            let key = format!("{keyed}{:012}{number:012}", std::process::id());
+            let pending = json!({ "user": user, "key": key, "name": format!("{prefix}-{number}") });
+            api.post("debug/node", &pending).await?;
+            let made = api.post(&format!("node/register?user={user}&key={key}"), &json!({})).await?;
+            let id = made["node"]["id"].as_str().ok_or("the server gave the node no number")?;
+            api.post(&format!("node/{id}/tags"), &json!({ "tags": [tag] })).await?;
+        }
+        Ok::<_, Failure>(())
+    };
+    try_join_all((0..CALLS as u64).map(make)).await?;
     Ok(())
 }
 
