@@ -61,11 +61,11 @@ lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of thei
 lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
 	@scripts/lab-wide.sh '/^(fail_over|join|link|moved|nat|routers)::/'
 
-bench: ## the connector beside Go's tsnet, on the running lab -> bench/results/ (ARGS=--json)
+bench: ## the connector beside Go's tsnet, on the running lab -> bench/results/ (ARGS='--only link'; root, for links)
 	@scripts/bench.sh $(ARGS)
 
-bench-quick: ## the same in fewer rounds, some minutes
-	@scripts/bench.sh --rounds 3 --mib 32 $(ARGS)
+bench-quick: ## a fair part of it, five minutes
+	@scripts/bench.sh --quick --rounds 2 --mib 32 $(ARGS)
 
 bench-kube: ## Kubernetes through the Host App beside the API server asked directly, on the running lab (ARGS=--json; root)
 	@scripts/bench-kube.sh $(ARGS)

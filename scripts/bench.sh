@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make bench`: the connector beside Go's tsnet, interleaved, on the lab's cluster a (`make up` first); `make bench-quick`: the same in
-# fewer rounds. Both leave their figures in bench/results/.
+# `make bench`: the connector beside Go's tsnet, interleaved, on the lab's cluster a (`make up` first; as root, for what needs a link; half an
+# hour); `make bench-quick`: a fair part of it, in fewer rounds. Both leave their figures and a chart in bench/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
@@ -20,9 +20,20 @@ if [[ ! -x $tsnet ]]; then
     (cd bench/peers/tsnet && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$tsnet.new" .)
     mv "$tsnet.new" "$tsnet"
 fi
+# Beside tsnet, a tailscaled of the lab's, if its cache can be read; and a client host behind a link, if we are root.
+target=${CARGO_TARGET_DIR:-target}/release
+more=(--lab "$target/guildnet-lab" --kubeconfig "$person/a.kubeconfig")
+tailscale=$(find "${GUILDNET_LAB_CACHE:-/var/cache/guildnet-lab}" -path '*/tailscale-*/bin/tailscaled' 2>/dev/null | sort -V | tail -n 1)
+if [[ -n $tailscale ]]; then
+    more+=(--tailscale "${tailscale%/*}")
+fi
+if ((EUID == 0)); then
+    "$target/guildnet-lab" host bench --link 1 >/dev/null
+    more+=(--host bench)
+fi
 mkdir -p bench/results
-commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD -- crates bench || echo ' with changes')
-exec "${CARGO_TARGET_DIR:-target}/release/guildnet-bench" compare --tsnet "$tsnet" \
+commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD -- crates bench ':!bench/results' || echo ' with changes')
+exec "$target/guildnet-bench" compare --tsnet "$tsnet" "${more[@]}" \
     --save bench/results/tailnet.json --commit "$commit" \
     --headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key" \
     --headscale-ca "$person/headscale-ca.pem" "$@"

@@ -68,6 +68,9 @@ pub(crate) struct Compare {
     /// Size of each transfer, MiB.
     #[arg(long, default_value_t = 64)]
     mib: u64,
+    /// Nodes in the large network map.
+    #[arg(long, default_value_t = 1000)]
+    peers: u64,
     /// A fair part of it: two links, twenty connectors, no gigabyte, no large network map.
     #[arg(long)]
     quick: bool,
@@ -110,8 +113,6 @@ const REST: u64 = 10;
 const JOINING: usize = 10;
 /// Memory that a hundred nodes of tsnet must find, KiB.
 const ROOM: u64 = 6 << 20;
-/// Nodes that fill the large network map.
-const MANY_NODES: u64 = 1000;
 /// Pods in the list that many ask for at once.
 const PODS: usize = 20;
 
@@ -201,12 +202,17 @@ impl Bench<'_> {
         if self.args.quick { 1 } else { self.args.rounds.min(LONG_ROUNDS) }
     }
 
-    fn host(&self) -> Result<Host, Failure> {
-        let host = self.args.host.as_ref().ok_or("no --host, a client host of the lab behind a link")?;
+    /// The client host, if there is to be one.
+    fn host(&self, part: &str, report: &mut Report) -> Result<Option<Host>, Failure> {
+        let Some(host) = &self.args.host else {
+            report.skip(part, "no --host, a client host of the lab behind a link");
+            return Ok(None);
+        };
         if !rustix::process::geteuid().is_root() {
-            return Err("only root enters the client host".into());
+            report.skip(part, "only root enters the client host");
+            return Ok(None);
         }
-        Host::find(&self.args.lab, host, &self.ends)
+        Host::find(&self.args.lab, host, &self.ends).map(Some)
     }
 
     /// Runs what is wanted of the measures; one that fails is told.
@@ -278,9 +284,8 @@ impl Bench<'_> {
 
     /// UDP is blocked from before they join.
     fn relay(&self, report: &mut Report) -> Result<(), Failure> {
-        let host = match self.host() {
-            Ok(host) => host,
-            Err(why) => return Ok(report.skip("relay only", why)),
+        let Some(host) = self.host("relay only", report)? else {
+            return Ok(());
         };
         host.block_udp()?;
         let mut peers = self.joined(&TWO, Some(&host.namespace))?;
@@ -290,9 +295,8 @@ impl Bench<'_> {
     }
 
     fn links(&self, report: &mut Report) -> Result<(), Failure> {
-        let host = match self.host() {
-            Ok(host) => host,
-            Err(why) => return Ok(report.skip("links", why)),
+        let Some(host) = self.host("links", report)? else {
+            return Ok(());
         };
         let mut wanted = links(self.args.quick);
         wanted.retain(|link| self.args.may_want(&link.name));
@@ -362,7 +366,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One connector, with no peer but the router and with a thousand more.
+    /// One connector, with no peer but the router and with many more.
     fn netmap(&self, report: &mut Report) -> Result<(), Failure> {
         if self.args.quick {
             report.skip("netmap", "left out of the quick run");
@@ -377,16 +381,23 @@ impl Bench<'_> {
             async move { tailnet.forget(&prefix).await }
         };
         let guard = self.ends.after(undo);
-        let filled = self
-            .runtime
-            .block_on(netmap::fill(tailnet, &prefix, MANY_NODES))
-            .and_then(|()| self.at_rest(report, "netmap of 1,000 more", &mut sizes));
+        let filled = self.runtime.block_on(netmap::fill(tailnet, &prefix, self.args.peers)).and_then(|made| {
+            self.at_rest(report, &format!("netmap of {made} more"), &mut sizes)?;
+            Ok(made)
+        });
         self.runtime.block_on(tailnet.forget(&prefix))?;
         drop(guard);
-        filled?;
-        let each: Vec<_> =
-            TWO.iter().enumerate().map(|(k, kind)| (*kind, vec![(sizes[1][k] - sizes[0][k]) * 1.024])).collect();
-        report.add("netmap, memory of each peer", "KiB", Goal::None, &each);
+        let made = filled?;
+        if made < self.args.peers {
+            report.skip(
+                format!("netmap of {} more", self.args.peers),
+                format!("the server took no more than {made} in its time"),
+            );
+        }
+        #[expect(clippy::cast_precision_loss, reason = "some thousand nodes")]
+        let each = |k: usize| vec![(sizes[1][k] - sizes[0][k]) * 1024.0 / made as f64];
+        let columns: Vec<_> = TWO.iter().enumerate().map(|(k, kind)| (*kind, each(k))).collect();
+        report.add("netmap, memory of each peer", "KiB", Goal::None, &columns);
         Ok(())
     }
 

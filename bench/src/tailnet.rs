@@ -2,8 +2,8 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
-use guildnet_headscale::{Headscale, HeadscaleConfig, HeadscaleError, NewKey, ensure_user, routers_of};
+use futures_util::{StreamExt as _, future::join_all, stream};
+use guildnet_headscale::{Headscale, HeadscaleConfig, NewKey, ensure_user, routers_of};
 use guildnet_model::{
     ClusterId, Connector, ConnectorSnapshot, ConnectorSpec, Dialer, FixedKey, Networks, PathKind, Secret, SiteNumber,
     StartConnector as _, Target, via6,
@@ -21,6 +21,8 @@ pub(crate) const ROUTES: &str = "10.96.0.0/16,10.244.0.0/16";
 const KEY_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
 /// Calls to the server at once where there are many: it gathers what changes nodes for half a second.
 pub(crate) const CALLS: usize = 50;
+/// How often nodes are told to go until none is left.
+const FORGET_TRIES: usize = 30;
 /// How long a join may take, first dial included.
 pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(60);
 /// Between two tries of a join: a connector that has just started has no router yet.
@@ -71,22 +73,24 @@ impl Tailnet {
         Ok(std::fs::read_to_string(&self.headscale_api_key_file)?.trim().to_owned())
     }
 
-    /// Forgets the cluster's nodes whose names begin so.
+    /// Forgets the cluster's nodes whose names begin so. A server that has many of them answers late; it is asked again.
     pub(crate) async fn forget(&self, prefix: &str) -> Result<(), Failure> {
         let (headscale, tags) = (&self.headscale()?, [self.cluster.client_tag(), self.cluster.router_tag()]);
-        let mut calls = Vec::new();
-        for node in headscale.nodes().await? {
-            if node.name.starts_with(prefix) && node.tags.iter().all(|tag| tags.contains(tag)) {
-                calls.push(async move {
-                    match headscale.delete_node(node.id).await {
-                        // Gone meanwhile, as ephemeral ones go.
-                        Ok(()) | Err(HeadscaleError::NotFound { .. }) => Ok(()),
-                        Err(why) => Err(Failure::from(why)),
-                    }
-                });
+        let mut failed = Ok(());
+        for _ in 0..FORGET_TRIES {
+            let mut calls = Vec::new();
+            for node in headscale.nodes().await? {
+                if node.name.starts_with(prefix) && node.tags.iter().all(|tag| tags.contains(tag)) {
+                    calls.push(headscale.delete_node(node.id));
+                }
             }
+            if calls.is_empty() {
+                return Ok(());
+            }
+            let ended: Vec<_> = stream::iter(calls).buffer_unordered(CALLS).collect().await;
+            failed = ended.into_iter().collect();
         }
-        stream::iter(calls).buffer_unordered(CALLS).try_collect().await
+        Ok(failed?)
     }
 
     /// The site whose 4via6 form of the networks the cluster's routers serve, if they don't serve the networks themselves.

@@ -1,6 +1,9 @@
 //! Nodes that are on the server alone: they fill the network maps of others.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -20,28 +23,37 @@ use crate::{
     tailnet::{CALLS, Tailnet},
 };
 
+/// How long nodes are made.
+const LIMIT: Duration = Duration::from_secs(600);
+
 /// Makes so many nodes by the server's debug calls, with names that begin so. They are tagged as the cluster's routers, so that
-/// its clients see them; they serve no network and are never online.
-pub(super) async fn fill(tailnet: &Tailnet, prefix: &str, count: u64) -> Result<(), Failure> {
+/// its clients see them; they serve no network and are never online. Returns how many there are after some minutes: the server
+/// takes longer for each the more it has.
+pub(super) async fn fill(tailnet: &Tailnet, prefix: &str, count: u64) -> Result<u64, Failure> {
     // 24 characters, since 0.29 behind a prefix (`hscontrol/types/common.go`, `AuthIDLength`).
     let headscale = tailnet.headscale()?;
     let keyed = if headscale.server().await?.features.via_grants { "hskey-authreq-" } else { "" };
     let user = ensure_user(&headscale, &tailnet.cluster).await?.name;
     let tag = tailnet.cluster.router_tag();
+    let begun = Instant::now();
     let make = async |worker: u64| {
         let mut api = Api::open(tailnet).await?;
+        let mut made = 0;
         for number in (worker..count).step_by(CALLS) {
+            if begun.elapsed() > LIMIT {
+                break;
+            }
             let key = format!("{keyed}{:012}{number:012}", std::process::id());
             let pending = json!({ "user": user, "key": key, "name": format!("{prefix}-{number}") });
             api.post("debug/node", &pending).await?;
-            let made = api.post(&format!("node/register?user={user}&key={key}"), &json!({})).await?;
-            let id = made["node"]["id"].as_str().ok_or("the server gave the node no number")?;
+            let node = api.post(&format!("node/register?user={user}&key={key}"), &json!({})).await?;
+            let id = node["node"]["id"].as_str().ok_or("the server gave the node no number")?;
             api.post(&format!("node/{id}/tags"), &json!({ "tags": [tag] })).await?;
+            made += 1;
         }
-        Ok::<_, Failure>(())
+        Ok::<u64, Failure>(made)
     };
-    try_join_all((0..CALLS as u64).map(make)).await?;
-    Ok(())
+    Ok(try_join_all((0..CALLS as u64).map(make)).await?.iter().sum())
 }
 
 /// One connection to the server's API.
