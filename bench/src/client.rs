@@ -166,6 +166,7 @@ impl Session {
             ["flow", way, seconds] => self.flow_for(way == "down", seconds.parse()?, answer).await,
             ["direct"] => self.direct().await,
             ["crowd", count] => self.crowd(count.parse()?).await,
+            ["peers", count] => self.peers(count.parse()?).await,
             ["rest", seconds] => {
                 tokio::time::sleep(Duration::from_secs(seconds.parse()?)).await;
                 Ok(())
@@ -212,6 +213,21 @@ impl Session {
                 return Err("no direct path to the router".into());
             }
             tokio::time::sleep(JOIN_PAUSE).await;
+        }
+    }
+
+    /// Waits until the network map has so many peers.
+    async fn peers(&self, count: usize) -> Result<(), Failure> {
+        let Way::Ours(member) = &self.way else {
+            return Err("tailscaled's map is not looked at".into());
+        };
+        let begin = Instant::now();
+        loop {
+            match member.peers().await {
+                seen if seen >= count => return Ok(()),
+                seen if begin.elapsed() > JOIN_LIMIT => return Err(format!("the map has only {seen} peers").into()),
+                _ => tokio::time::sleep(JOIN_PAUSE).await,
+            }
         }
     }
 

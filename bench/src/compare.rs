@@ -374,7 +374,7 @@ impl Bench<'_> {
         }
         let tailnet = &self.args.tailnet;
         let mut sizes = Vec::new();
-        self.at_rest(report, "netmap of the router alone", &mut sizes)?;
+        self.at_rest(report, "netmap of the router alone", 1, &mut sizes)?;
         let prefix = format!("{}-node", self.names);
         let undo = {
             let (tailnet, prefix) = (tailnet.clone(), prefix.clone());
@@ -382,7 +382,7 @@ impl Bench<'_> {
         };
         let guard = self.ends.after(undo);
         let filled = self.runtime.block_on(netmap::fill(tailnet, &prefix, self.args.peers)).and_then(|made| {
-            self.at_rest(report, &format!("netmap of {made} more"), &mut sizes)?;
+            self.at_rest(report, &format!("netmap of {made} more"), made + 1, &mut sizes)?;
             Ok(made)
         });
         self.runtime.block_on(tailnet.forget(&prefix))?;
@@ -401,8 +401,9 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn at_rest(&self, report: &mut Report, name: &str, sizes: &mut Vec<Vec<f64>>) -> Result<(), Failure> {
+    fn at_rest(&self, report: &mut Report, name: &str, in_map: u64, sizes: &mut Vec<Vec<f64>>) -> Result<(), Failure> {
         let mut peers = self.joined(&TWO, None)?;
+        rounds(&mut peers, &format!("peers {in_map}"), 1)?;
         let answers = together(&mut peers, &format!("rest {REST}"))?;
         let seen: Vec<f64> = answers.iter().map(|answer| mib(answer.rss_kib)).collect();
         let columns: Vec<_> = TWO.iter().zip(&seen).map(|(kind, size)| (*kind, vec![*size])).collect();

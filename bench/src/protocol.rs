@@ -13,6 +13,7 @@
 //! | `flow down SECONDS`, `flow up SECONDS` | one transfer on a flow of its own for so long; `bytes` says how far it came |
 //! | `direct` | waits until packets to the router take the direct path |
 //! | `crowd COUNT` | joins until so many connectors run in the process, each of them dialled once |
+//! | `peers COUNT` | waits until the network map has so many peers |
 //! | `rest SECONDS` | nothing for so long |
 //! | `forward TARGET` | a local `port` that leads to another address inside the cluster |
 

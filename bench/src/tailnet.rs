@@ -194,6 +194,11 @@ impl Member {
         peers.iter().any(|peer| peer.trusted && peer.path == PathKind::Direct)
     }
 
+    /// How many peers the first connector's network map has.
+    pub(crate) async fn peers(&self) -> usize {
+        self.first().snapshot().await.peers.len()
+    }
+
     fn first(&self) -> &Arc<dyn Connector> {
         self.connectors.first().expect("it was started with one")
     }

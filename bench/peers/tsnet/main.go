@@ -133,6 +133,8 @@ func (c *client) run(words []string, a *answer) error {
 		return c.join()
 	case "direct":
 		return c.direct()
+	case "peers":
+		return c.peers(int(n))
 	case "crowd":
 		return c.crowd(int(n))
 	case "rest":
@@ -240,6 +242,25 @@ func (c *client) direct() error {
 		}
 	}
 	return errors.New("no direct path to the router")
+}
+
+// peers waits until the network map has so many peers, for at most a minute.
+func (c *client) peers(count int) error {
+	local, err := c.servers[0].LocalClient()
+	if err != nil {
+		return err
+	}
+	seen := 0
+	for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(20 * time.Millisecond) {
+		status, err := local.Status(context.Background())
+		if err != nil {
+			return err
+		}
+		if seen = len(status.Peer); seen >= count {
+			return nil
+		}
+	}
+	return fmt.Errorf("the map has only %d peers", seen)
 }
 
 // flowFor is one transfer on a flow of its own for so long. Up, pieces are sent one after another without a wait, and
