@@ -71,7 +71,7 @@ pub(crate) struct Compare {
     /// Nodes in the large network map.
     #[arg(long, default_value_t = 1000)]
     peers: u64,
-    /// A fair part of it: two links, twenty connectors, no gigabyte, no large network map.
+    /// A fair part of it: two links and shorter flows, twenty connectors; no gigabyte, no large network map, no SOCKS5.
     #[arg(long)]
     quick: bool,
     /// Measure only what begins with one of these, e.g. "down" or "link 20 ms".
@@ -140,7 +140,9 @@ impl Compare {
         let mut report = Report::new(self.rounds, self.commit.clone(), start.site.is_some());
         let ends = Ends::watch(&runtime)?;
         let bench = Bench { args: self, start, runtime, ends, names: format!("bench-{}", std::process::id()) };
-        if self.tailscale.is_none() {
+        if self.quick {
+            report.skip("socks5", "left out of the quick run");
+        } else if self.tailscale.is_none() {
             report.skip("socks5", "no --tailscale, the folder with tailscaled and tailscale");
         }
         for (name, rows, measure) in PARTS {
@@ -195,7 +197,12 @@ impl Bench<'_> {
     }
 
     fn kinds(&self) -> &'static [Kind] {
-        if self.args.tailscale.is_some() { &[Kind::Ours, Kind::Tsnet, Kind::Socks5] } else { &TWO }
+        if self.args.tailscale.is_some() && !self.args.quick { &[Kind::Ours, Kind::Tsnet, Kind::Socks5] } else { &TWO }
+    }
+
+    /// Seconds of one flow over a link, and by the relay.
+    fn flow(&self) -> u64 {
+        if self.args.quick { FLOW * 3 / 5 } else { FLOW }
     }
 
     fn long_rounds(&self) -> usize {
@@ -289,7 +296,7 @@ impl Bench<'_> {
         };
         host.block_udp()?;
         let mut peers = self.joined(&TWO, Some(&host.namespace))?;
-        let measures = timed_flow("relay only, ", FLOW, [Goal::AtLeast(1.0); 2]);
+        let measures = timed_flow("relay only, ", self.flow(), [Goal::AtLeast(1.0); 2]);
         self.measure(report, &mut peers, measures, self.long_rounds());
         Ok(())
     }
@@ -306,7 +313,8 @@ impl Bench<'_> {
         }
         for link in &wanted {
             host.set(&link.settings)?;
-            let measures = timed_flow(&format!("{}, ", link.name), FLOW, [Goal::AtLeast(1.0), Goal::AtLeast(4.0)]);
+            let measures =
+                timed_flow(&format!("{}, ", link.name), self.flow(), [Goal::AtLeast(1.0), Goal::AtLeast(4.0)]);
             self.measure(report, &mut peers, measures, self.long_rounds());
         }
         drop(peers);

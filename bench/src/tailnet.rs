@@ -190,13 +190,13 @@ impl Member {
 
     /// Whether the first connector's packets to a router of the cluster take the direct path.
     pub(crate) async fn is_direct(&self) -> bool {
-        let peers = self.first().snapshot().await.peers;
+        let peers = self.snapshot().await.peers;
         peers.iter().any(|peer| peer.trusted && peer.path == PathKind::Direct)
     }
 
     /// How many peers the first connector's network map has.
     pub(crate) async fn peers(&self) -> usize {
-        self.first().snapshot().await.peers.len()
+        self.snapshot().await.peers.len()
     }
 
     fn first(&self) -> &Arc<dyn Connector> {
