@@ -58,6 +58,9 @@ pub(crate) enum Action {
     Ping { to: SocketAddr, id: PingId },
     /// Send our addresses to the peer through the relay, so that it pings them.
     Call,
+    /// Tell the peer through the relay that we have no address: it drops those of earlier calls, and with them the path by which it
+    /// sends into the void. It would trust that for up to 6.5 s more. Source: magicsock, `handleCallMeMaybe`.
+    Withdraw,
 }
 
 /// Where a packet goes: to an address, through the relay, or both while that address is in doubt.
@@ -482,6 +485,9 @@ impl Path {
         if trusted {
             self.next_round = Some(now + UPGRADE);
             return;
+        }
+        if self.rounds == 0 && self.best.is_some_and(|best| best.suspect.is_some()) {
+            out.push(Action::Withdraw);
         }
         out.push(Action::Call);
         self.next_round = Some(now + ROUNDS[self.rounds.min(ROUNDS.len() - 1)]);

@@ -243,6 +243,7 @@ impl World {
                     let addrs = vec![self.ends[end].nat.leave(stun())];
                     self.relay(end, Message::Call(addrs));
                 }
+                Action::Withdraw => self.relay(end, Message::Call(vec![])),
             }
         }
     }

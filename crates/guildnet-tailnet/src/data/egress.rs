@@ -259,6 +259,7 @@ impl Node {
                     }
                     self.send_call(peer);
                 }
+                Action::Withdraw => self.send_addresses(peer, &[]),
             }
         }
         self.actions = actions;
@@ -272,9 +273,14 @@ impl Node {
 
     /// Tells a peer our addresses, through the relay.
     pub(super) fn send_call(&mut self, peer: SlotId) {
+        let addresses = self.locator.endpoints();
+        self.send_addresses(peer, &addresses);
+    }
+
+    fn send_addresses(&mut self, peer: SlotId, addresses: &[std::net::SocketAddr]) {
         let Some(slot) = self.peers.get_mut(peer) else { return };
         let Some(disco) = slot.disco(self.identity.disco()) else { return };
-        let call = disco.call(&self.locator.endpoints());
+        let call = disco.call(addresses);
         self.relays.send(slot.relay, slot.key, call.into(), Instant::now());
     }
 }

@@ -208,6 +208,18 @@ fn a_warm_path_is_pinged_while_idle() {
 }
 
 #[test]
+fn a_path_that_falls_silent_is_withdrawn_once_before_the_peer_is_called_again() {
+    let mut f = Fixture::direct();
+    f.send();
+    f.wait(SILENCE_LIMIT);
+    assert!(f.send().relay);
+    f.wait(ms(4_000));
+    let asked: Vec<_> = f.out.iter().filter(|action| !matches!(action, Action::Ping { .. })).collect();
+    assert_eq!(asked[..2], [&Action::Withdraw, &Action::Call]);
+    assert!(asked.len() > 2 && asked[2..].iter().all(|action| **action == Action::Call), "{asked:?}");
+}
+
+#[test]
 fn after_a_move_the_relay_carries_until_a_path_is_found_again() {
     let mut f = Fixture::direct();
     f.path.on_moved(f.now, &mut f.out);
