@@ -58,8 +58,8 @@ lab-ten: ## ten clusters with equal networks at once, by via and by 4via6, in la
 lab-matrix: ## every Headscale (0.26 to 0.29) with every router, in labs of their own -> docs/operations/matrix.md (root, minutes)
 	@scripts/lab-matrix.sh
 
-lab-nat: ## routers and their faults, links, kinds of NAT, in labs of their own (root, minutes)
-	@scripts/lab-wide.sh '/^(fail_over|join|link|moved|nat|routers)::/'
+lab-nat: ## routers and their faults, links, kinds of NAT, what flows live through, in labs of their own (root, minutes)
+	@scripts/lab-wide.sh '/^(admitted|fail_over|join|life|link|moved|nat|routers)::/'
 
 bench: ## the connector beside Go's tsnet, on the running lab -> bench/results/ (ARGS='--only link'; root, for links)
 	@scripts/bench.sh $(ARGS)

@@ -2,18 +2,24 @@
 
 use std::{
     fs, io,
-    sync::Arc,
+    net::SocketAddr,
+    sync::{Arc, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
 use guildnet_model::{
-    Connector, ConnectorSnapshot, ConnectorSpec, DialError, FixedKey, Io, PathKind, Secret, StartConnector as _, Target,
+    AuthKeys, Connector, ConnectorSnapshot, ConnectorSpec, DialError, FixedKey, Io, Listener, PathKind, Secret,
+    StartConnector as _, Target,
 };
 use guildnet_tailnet::{Engine, EngineConfig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::oneshot,
+};
 
 use crate::{
-    fleet::ROUTES,
+    fleet::{ECHO, ROUTES},
     site::{Site, within},
 };
 
@@ -28,6 +34,35 @@ pub(crate) fn on_host<T: Send>(site: &Site, host: &str, work: impl AsyncFnOnce()
     })
 }
 
+/// What is done on the machine while somebody works on a client host.
+type Act = Box<dyn FnOnce(&Site) + Send>;
+
+/// The machine, for who works on a client host.
+pub(crate) struct Outside(mpsc::Sender<Act>);
+
+impl Outside {
+    /// `guildnet-lab fault ...`; the caller's own tasks go on meanwhile.
+    pub(crate) async fn fault(&self, words: [&'static str; 2]) {
+        let (done, ended) = oneshot::channel();
+        let act = move |site: &Site| {
+            site.fault(&words);
+            let _given_up = done.send(());
+        };
+        self.0.send(Box::new(act)).expect("the machine waits");
+        ended.await.expect("it was done");
+    }
+}
+
+/// As [`on_host`], for work during which something happens to the lab.
+pub(crate) fn on_host_with<T: Send>(site: &Site, host: &str, work: impl AsyncFnOnce(Outside) -> T + Send) -> T {
+    let (acts, asked) = mpsc::channel::<Act>();
+    thread::scope(|scope| {
+        let working = scope.spawn(move || on_host(site, host, async move || work(Outside(acts)).await));
+        asked.into_iter().for_each(|act| act(site));
+        working.join().expect("it worked")
+    })
+}
+
 /// A member of a cluster's tailnet. It leaves when it is dropped.
 pub(crate) struct Member {
     connector: Arc<dyn Connector>,
@@ -38,11 +73,16 @@ pub(crate) struct Member {
 pub(crate) struct Talk(Box<dyn Io>);
 
 impl Member {
-    /// Joins, and waits until the cluster answers.
+    /// Joins with the key of the cluster's file, and waits until the cluster answers.
     pub(crate) async fn join(site: &Site, cluster: &str) -> Self {
+        let key = site.device.member(cluster)["clientAuthKey"].as_str().expect("a key").to_owned();
+        Self::join_with(site, cluster, Arc::new(FixedKey(Some(Secret::new(key)))), false).await
+    }
+
+    /// The same with keys from elsewhere, and perhaps as a node that is thrown away.
+    pub(crate) async fn join_with(site: &Site, cluster: &str, auth_keys: Arc<dyn AuthKeys>, ephemeral: bool) -> Self {
         let person = site.device.fleet.lab.person_dir();
         let read = |name: &str| fs::read_to_string(person.join(name)).expect("the lab wrote it").trim().to_owned();
-        let key = site.device.member(cluster)["clientAuthKey"].as_str().expect("a key").to_owned();
         let engine = Engine::new(EngineConfig::default()).expect("threads");
         let connector = engine
             .start(ConnectorSpec {
@@ -51,10 +91,10 @@ impl Member {
                 ca_pem: Some(read("headscale-ca.pem")),
                 hostname: format!("member-{cluster}"),
                 state_dir: site.device.fleet.home.join(format!("member-{cluster}")),
-                auth_keys: Arc::new(FixedKey(Some(Secret::new(key)))),
+                auth_keys,
                 routes: ROUTES.parse().expect("networks"),
                 site: None,
-                ephemeral: false,
+                ephemeral,
             })
             .expect("a connector");
         let member = Self { connector, _engine: engine };
@@ -77,8 +117,16 @@ impl Member {
 
     /// Dials the cluster's echo.
     pub(crate) async fn talk(&self) -> Result<Talk, DialError> {
-        let echo: Target = "10.96.0.80:80".parse().expect("a target");
-        self.connector.dialer().dial(echo).await.map(Talk)
+        self.dial(ECHO.parse().expect("an address")).await.map(Talk)
+    }
+
+    pub(crate) async fn dial(&self, to: SocketAddr) -> Result<Box<dyn Io>, DialError> {
+        let to: Target = to.to_string().parse().expect("a target");
+        self.connector.dialer().dial(to).await
+    }
+
+    pub(crate) async fn listen(&self, port: u16) -> Box<dyn Listener> {
+        self.connector.listen(port).await.expect("a free port")
     }
 
     pub(crate) async fn leave(self) {

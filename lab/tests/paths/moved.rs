@@ -70,7 +70,7 @@ async fn talk_through_a_move(site: &Site, change: impl Fn()) -> Duration {
 }
 
 /// Waits until packets go straight to the router; whoever dials keeps the search going.
-async fn wait_for_direct(member: &Member) {
+pub(crate) async fn wait_for_direct(member: &Member) {
     let begun = Instant::now();
     while !member.is_direct().await {
         assert!(begun.elapsed() < DIRECT, "no direct path: {:?}", member.snapshot().await.peers);
