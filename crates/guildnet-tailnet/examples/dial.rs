@@ -30,7 +30,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     })?;
 
     let mut status = connector.status();
-    tokio::time::timeout(Duration::from_secs(30), status.wait_for(guildnet_model::ConnectorStatus::is_usable)).await??;
+    tokio::time::timeout(Duration::from_secs(30), status.wait_for(guildnet_model::ConnectorStatus::is_usable))
+        .await??;
     let mut stream = connector.dialer().dial(target.parse()?).await?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
     let mut answer = Vec::new();

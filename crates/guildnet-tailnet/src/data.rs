@@ -472,6 +472,7 @@ impl Node {
                     self.send_message(id, &work.plain[..len], now);
                 }
                 self.act(id, now);
+                self.hurry_flows(id, now);
             }
         }
     }

@@ -185,7 +185,7 @@ impl Node {
     }
 
     /// There is a way to the peer again: what was lost is not waited for.
-    fn hurry_flows(&mut self, peer: SlotId, now: Instant) {
+    pub(super) fn hurry_flows(&mut self, peer: SlotId, now: Instant) {
         for id in self.flows.of(peer) {
             if self.flows.get_mut(id).is_some_and(|flow| flow.cell.tcp().hurry(now)) {
                 self.make_runnable(id);

@@ -243,7 +243,7 @@ impl Node {
         let restarted = !is_new && slot.disco_key() != peer.disco_key;
         let came_back = online && (!slot.online || restarted || is_new || (warm && !slot.warm));
         slot.addresses.clone_from(&peer.addresses);
-        slot.relay = peer.home_relay;
+        let has_moved = std::mem::replace(&mut slot.relay, peer.home_relay) != peer.home_relay;
         slot.online = online;
         slot.warm = warm;
         slot.probe = false;
@@ -256,6 +256,9 @@ impl Node {
         }
         slot.path.set_map_addresses(&peer.endpoints);
         self.peers.set_disco(id, peer.disco_key);
+        if has_moved {
+            self.hurry_flows(id, now);
+        }
         if !came_back {
             return;
         }
