@@ -3,14 +3,7 @@
 # hour); `make bench-quick`: a fair part of it, in fewer rounds. Both leave their figures and a chart in bench/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
-if [[ ! -r $person/headscale-url ]]; then
-    echo "error: no lab is up, or its files at $person can't be read" >&2
-    echo "  hint: make up, as the same user" >&2
-    exit 3
-fi
-# With the others, so that its dependencies are theirs.
-cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-bench
+. scripts/bench-begin.sh
 cache=${GUILDNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/guildnet}
 sum=$(cat bench/peers/tsnet/* | sha256sum)
 tsnet=$cache/bench-tsnet-${sum:0:10}/tsnet
@@ -34,6 +27,4 @@ fi
 mkdir -p bench/results
 commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD -- crates bench ':!bench/results' || echo ' with changes')
 exec "$target/guildnet-bench" compare --tsnet "$tsnet" "${more[@]}" \
-    --save bench/results/tailnet.json --commit "$commit" \
-    --headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key" \
-    --headscale-ca "$person/headscale-ca.pem" "$@"
+    --save bench/results/tailnet.json --commit "$commit" "${tailnet[@]}" "$@"

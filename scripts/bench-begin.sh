@@ -1,0 +1,11 @@
+# Sourced by the benchmarks on the running lab: builds them, says where the lab is ($person) and how its tailnet is joined (${tailnet[@]}).
+person=/run/guildnet-lab/${GUILDNET_LAB_INSTANCE:-default}/person
+if [[ ! -r $person/headscale-url ]]; then
+    echo "error: no lab is up, or its files at $person can't be read" >&2
+    echo "  hint: make up, as the same user" >&2
+    exit 3
+fi
+# With the others, so that its dependencies are theirs.
+cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-bench
+tailnet=(--headscale-url "$(<"$person/headscale-url")" --headscale-api-key-file "$person/headscale-api-key"
+    --headscale-ca "$person/headscale-ca.pem")
