@@ -4,6 +4,7 @@
 //! here. IPv4 only: a second socket for IPv6 belongs beside this one.
 
 use std::{
+    collections::VecDeque,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
 };
@@ -118,6 +119,9 @@ impl Batch {
     }
 }
 
+/// Batches that are kept while the kernel takes none: the one that it refused, and what a turn had gathered by then.
+const MAX_BLOCKED: usize = 2;
+
 /// What the kernel did not take yet.
 struct Blocked {
     to: SocketAddr,
@@ -130,7 +134,8 @@ pub(crate) struct Link {
     socket: tokio::net::UdpSocket,
     state: UdpSocketState,
     port: u16,
-    blocked: Option<Blocked>,
+    /// In order.
+    blocked: VecDeque<Blocked>,
     failed: u64,
 }
 
@@ -151,7 +156,7 @@ impl Link {
             }
         }
         let port = socket.local_addr()?.port();
-        Ok(Self { socket: tokio::net::UdpSocket::from_std(socket)?, state, port, blocked: None, failed: 0 })
+        Ok(Self { socket: tokio::net::UdpSocket::from_std(socket)?, state, port, blocked: VecDeque::new(), failed: 0 })
     }
 
     /// The local port.
@@ -179,7 +184,7 @@ impl Link {
 
     /// Waits until the kernel takes what it had not taken; forever if there is nothing.
     pub(crate) async fn writable(&self) {
-        if self.blocked.is_none() || self.socket.writable().await.is_err() {
+        if self.blocked.is_empty() || self.socket.writable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -198,19 +203,19 @@ impl Link {
     }
 
     /// Whether the kernel has not yet taken an earlier batch: nothing more may be encrypted until it has.
-    pub(crate) const fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.blocked.is_empty()
     }
 
     /// Sends a batch and empties it. What the kernel does not take is kept, see [`Link::is_blocked`].
     pub(crate) fn send(&mut self, batch: &mut Batch) {
         if let Some(to) = batch.to
-            && self.try_send(to, batch.segment, &batch.buf[..batch.used]).is_err()
+            // What is kept goes first.
+            && (self.is_blocked() || self.try_send(to, batch.segment, &batch.buf[..batch.used]).is_err())
         {
-            // At most one batch is kept; of a second one only the network is to blame.
-            let (segment, data) = (batch.segment, batch.buf[..batch.used].to_vec());
-            if self.blocked.is_none() {
-                self.blocked = Some(Blocked { to, segment, data });
+            if self.blocked.len() < MAX_BLOCKED {
+                let (segment, data) = (batch.segment, batch.buf[..batch.used].to_vec());
+                self.blocked.push_back(Blocked { to, segment, data });
             } else {
                 self.failed += batch.count as u64;
             }
@@ -220,10 +225,11 @@ impl Link {
 
     /// Tries again to send what the kernel had not taken.
     pub(crate) fn retry(&mut self) {
-        if let Some(blocked) = self.blocked.take()
-            && self.try_send(blocked.to, blocked.segment, &blocked.data).is_err()
-        {
-            self.blocked = Some(blocked);
+        while let Some(blocked) = self.blocked.pop_front() {
+            if self.try_send(blocked.to, blocked.segment, &blocked.data).is_err() {
+                self.blocked.push_front(blocked);
+                break;
+            }
         }
     }
 
@@ -266,3 +272,34 @@ impl Link {
 
 /// The kernel's buffer is full.
 struct WouldBlock;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_kernel_refused_and_what_was_gathered_meanwhile_go_out_in_order() {
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+        let to = far.local_addr().expect("bound");
+        let mut link = Link::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket")).expect("a link");
+        link.blocked.push_back(Blocked { to, segment: 1, data: b"1".to_vec() });
+        let mut batch = Batch::new();
+        let mut send = |link: &mut Link, word: &[u8]| {
+            batch.room()[..word.len()].copy_from_slice(word);
+            batch.add(to, word.len());
+            link.send(&mut batch);
+        };
+        send(&mut link, b"2");
+        assert_eq!((link.blocked.len(), link.failed()), (2, 0));
+        send(&mut link, b"lost");
+        assert_eq!((link.blocked.len(), link.failed()), (2, 1));
+        link.writable().await;
+        link.retry();
+        assert!(!link.is_blocked());
+        let mut heard = [0; 8];
+        for word in [b"1", b"2"] {
+            let len = far.recv(&mut heard).expect("heard");
+            assert_eq!(&heard[..len], word);
+        }
+    }
+}
