@@ -380,8 +380,7 @@ impl Node {
         let mut fed = std::mem::take(&mut self.fed);
         for id in fed.drain(..) {
             if let Some(flow) = self.flows.get_mut(id) {
-                let wakers = flow.cell.tcp().wakers();
-                wakers.into_iter().flatten().for_each(std::task::Waker::wake);
+                flow.cell.wake();
             }
         }
         self.fed = fed;

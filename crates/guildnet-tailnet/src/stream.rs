@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
@@ -74,6 +74,12 @@ impl FlowCell {
     /// To be called by the task before it looks at the flow: what happens from now on rings again.
     pub(crate) fn taken(&self) {
         self.listed.store(false, Ordering::Release);
+    }
+
+    /// Wakes the application's tasks that can go on now, without the lock.
+    pub(crate) fn wake(&self) {
+        let wakers = self.tcp().wakers();
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     fn ring(&self) {

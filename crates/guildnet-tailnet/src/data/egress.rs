@@ -139,9 +139,7 @@ impl Node {
             self.listeners.ended(flow.tuple.local_port, id);
         }
         self.relay_waiting.remove(&id);
-        for waker in flow.cell.tcp().wakers().into_iter().flatten() {
-            waker.wake();
-        }
+        flow.cell.wake();
         if !self.hand_over(&mut flow, end, now)
             && let Some(answer) = flow.answer
         {

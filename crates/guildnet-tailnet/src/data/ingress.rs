@@ -174,14 +174,16 @@ impl Node {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             let stalled = std::mem::replace(&mut flow.stalled, false);
             let connecting = !flow.opened;
+            let mut tcp = flow.cell.tcp();
             if connecting {
-                flow.cell.tcp().repeat_syn(now);
+                tcp.repeat_syn(now);
             }
-            if stalled || connecting {
+            let hurries = tcp.hurry(now);
+            drop(tcp);
+            if stalled || connecting || hurries {
                 self.make_runnable(id);
             }
         }
-        self.hurry_flows(id, now);
     }
 
     /// There is a way to the peer again: what was lost is not waited for.

@@ -524,8 +524,6 @@ impl Sender {
             let is_full = self.full || on_the_way * 2 >= self.cubic.window();
             let grows = is_full && !congested && !matches!(self.recovery, Recovery::Loss(_));
             self.cubic.on_ack(newly.bytes, on_the_way, grows, self.rtt.smooth(), now);
-        }
-        if newly.bytes > 0 {
             (self.full, self.probe_due) = (false, false);
         }
         match previous {
