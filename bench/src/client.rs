@@ -32,8 +32,9 @@ const ENDLESS: u64 = 1 << 40;
 /// What a forward reads at a time, bytes: as Go does.
 const CHUNK: usize = 32 << 10;
 
-/// What the client is to join and measure.
-#[derive(Debug, clap::Args)]
+/// Joins a tailnet and measures what it is told on standard input; started by `guildnet-bench compare`.
+#[derive(Debug, clap::Parser)]
+#[command(version)]
 pub(crate) struct Client {
     /// Login server; the auth key comes from TS_AUTHKEY, trusted certificates from the file in SSL_CERT_FILE.
     login_server: Url,

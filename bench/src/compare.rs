@@ -133,7 +133,7 @@ impl Compare {
             tailnet: &self.tailnet,
             target: self.target,
             site: runtime.block_on(self.tailnet.site())?,
-            me: std::env::current_exe()?,
+            ours: std::env::current_exe()?.with_file_name("guildnet-bench-client"),
             tsnet: &self.tsnet,
             tailscale: self.tailscale.as_deref(),
         };

@@ -45,7 +45,8 @@ pub(super) struct Start<'a> {
     pub(super) target: Target,
     /// The site by which the routers serve it, if that is the only way.
     pub(super) site: Option<SiteNumber>,
-    pub(super) me: PathBuf,
+    /// Our client, beside this program.
+    pub(super) ours: PathBuf,
     pub(super) tsnet: &'a Path,
     pub(super) tailscale: Option<&'a Path>,
 }
@@ -59,7 +60,7 @@ impl Start<'_> {
         key: &Secret<String>,
         inside: Option<&str>,
     ) -> Result<Peer, Failure> {
-        let program = if kind == Kind::Tsnet { self.tsnet } else { &self.me };
+        let program = if kind == Kind::Tsnet { self.tsnet } else { &self.ours };
         let mut command = match inside {
             None => Command::new(program),
             Some(namespace) => {
@@ -69,12 +70,11 @@ impl Start<'_> {
             }
         };
         match (kind, self.site) {
-            (Kind::Ours, Some(site)) => drop(command.args(["client", "--site", &site.to_string()])),
-            (Kind::Ours, None) => drop(command.arg("client")),
-            (Kind::Tsnet, _) => {}
+            (Kind::Ours, Some(site)) => drop(command.args(["--site", &site.to_string()])),
+            (Kind::Ours, None) | (Kind::Tsnet, _) => {}
             (Kind::Socks5, _) => {
                 let programs = self.tailscale.ok_or("no --tailscale, the folder with tailscaled and tailscale")?;
-                command.args(["client", "--tailscale"]).arg(programs);
+                command.arg("--tailscale").arg(programs);
             }
         }
         let target = if kind == Kind::Ours { self.target } else { as_others_dial(self.target, self.site) };

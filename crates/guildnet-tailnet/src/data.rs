@@ -62,9 +62,6 @@ use crate::{
 
 /// Packets that a connector may receive, and send, in one turn before others get theirs: about 0.3 ms of work.
 const BUDGET: usize = 256;
-/// Packets after which applications learn of what has come: one that runs beside us begins to read while more is decrypted,
-/// and is not woken for every packet.
-const WAKE: usize = 32;
 /// Events taken in one turn from a channel that has many.
 const EVENTS: usize = 64;
 /// Events of the control connection that may wait; it waits if there are more.
@@ -302,9 +299,6 @@ impl Node {
             for (from, datagram) in received.datagrams() {
                 self.on_datagram(ingress::Source::Direct(from), datagram, work, now);
                 count += 1;
-                if count % WAKE == 0 {
-                    self.wake_fed();
-                }
             }
         }
         self.wake_fed();

@@ -19,7 +19,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::tcp::{LARGE_WRITE, MAX_WRITE, Tcp};
+use crate::tcp::{LARGE_WRITE, MAX_WRITE, Tcp, give_back, with_room};
 
 /// Calls the data task from any thread: which flows want a turn. A flow is listed once until the task has taken it.
 #[derive(Debug, Default)]
@@ -125,6 +125,10 @@ impl AsyncRead for TailStream {
         let len = left.len().min(buf.remaining());
         buf.put_slice(&left[..len]);
         self.read += len;
+        if self.read == self.chunk.len() {
+            self.read = 0;
+            give_back(std::mem::take(&mut self.chunk));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -137,7 +141,8 @@ impl AsyncWrite for TailStream {
         if len >= LARGE_WRITE {
             // Nobody else writes: the room stays.
             drop(tcp);
-            let chunk = buf[..len].to_vec();
+            let mut chunk = with_room(len);
+            chunk.extend_from_slice(&buf[..len]);
             self.cell.tcp().push(chunk);
         } else {
             tcp.append(&buf[..len]);

@@ -6,6 +6,7 @@
 //! by its addresses and ports; the application's side is `stream.rs`.
 
 mod budget;
+mod chunks;
 mod cubic;
 mod receive;
 mod rtt;
@@ -21,11 +22,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use self::budget::Budget;
+pub(crate) use self::{
+    budget::Budget,
+    chunks::{give_back, with_room},
+};
 use self::{
     budget::Share,
+    chunks::CHUNK,
     receive::{Receiver, SHIFT, Taken},
-    send::{Acknowledgement, CHUNK, Piece, Sender},
+    send::{Acknowledgement, Piece, Sender},
 };
 use crate::packet::{Flags, Head, MAX_SACK, MTU, Options, Packets, Segment};
 
@@ -308,9 +313,7 @@ impl Tcp {
             let fin = segment.flags.any(Flags::FIN);
             match receive.on_data(seq, segment.data, fin) {
                 Taken::AnswerNow => self.ack_due = Some(now),
-                Taken::InOrder if receive.unacknowledged() >= 2 * usize::from(own_mss(self.local)) => {
-                    self.ack_due = Some(now);
-                }
+                Taken::InOrder if receive.unacknowledged() >= 2 => self.ack_due = Some(now),
                 Taken::InOrder => {
                     self.ack_due.get_or_insert(now + ACK_DELAY);
                 }

@@ -27,8 +27,10 @@ const COOKIE: usize = 64;
 /// Handshakes per second from which on a sender must prove its address by a cookie: far above what one cluster's routers
 /// need, far below what would load a core (0.3 ms each).
 const HANDSHAKE_RATE: u64 = 100;
-/// How often the protocol's timers are looked at while something is going on (WireGuard's shortest one counts seconds).
-const BUSY_TICK: Duration = Duration::from_millis(250);
+/// How often the protocol's timers are looked at while an answer is waited for.
+const WAITING_TICK: Duration = Duration::from_millis(250);
+/// The same while something is going on: WireGuard's shortest timer counts seconds.
+const BUSY_TICK: Duration = Duration::from_secs(1);
 /// The same while a session only ages.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// How long after the last packet a tunnel counts as busy: beyond the 10 s keep-alive and the 15 s rekey timers.
@@ -365,9 +367,9 @@ impl Tunnel {
     pub(crate) fn next(&self) -> Option<Instant> {
         let busy = self.last_used.is_some_and(|at| self.ticked.saturating_duration_since(at) < BUSY);
         if let Some(attempt) = self.attempt {
-            Some(attempt.next.min(self.ticked + BUSY_TICK))
+            Some(attempt.next.min(self.ticked + WAITING_TICK))
         } else if busy {
-            Some(self.ticked + BUSY_TICK)
+            Some(self.ticked + if self.unanswered.is_some() { WAITING_TICK } else { BUSY_TICK })
         } else {
             self.is_up().then(|| self.ticked + IDLE_TICK)
         }

@@ -210,9 +210,11 @@ impl Node {
             return;
         };
         flow.cell.tcp().input(now, segment);
+        if !std::mem::replace(&mut flow.queued, true) {
+            self.runnable.push_back(id);
+        }
         if self.fed.last() != Some(&id) {
             self.fed.push(id);
         }
-        self.make_runnable(id);
     }
 }

@@ -8,15 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::budget::Share;
+use super::{
+    budget::Share,
+    chunks::{self, CHUNK, SMALL_CHUNK},
+};
 use crate::packet::{MAX_SACK, Options};
 
 /// How far windows are shifted: up to 16 MiB can be told.
 pub(super) const SHIFT: u8 = 8;
-/// The largest chunk.
-const CHUNK: usize = 64 << 10;
-/// The smallest one.
-const SMALL_CHUNK: usize = 2 << 10;
 /// Pieces between holes that are kept. A far end that leaves more of them costs only itself.
 const MAX_EARLY: usize = 512;
 
@@ -55,6 +54,8 @@ pub(super) struct Receiver {
     limit: usize,
     ceiling: usize,
     ready: VecDeque<Vec<u8>>,
+    /// The size of the next chunk: a slow talk has small ones, a bulk transfer few.
+    chunk: usize,
     early: VecDeque<Early>,
     /// Holds both.
     share: Share,
@@ -65,7 +66,7 @@ pub(super) struct Receiver {
     recent: VecDeque<u64>,
     /// What came twice and was not told yet.
     twice: Option<(u64, u64)>,
-    /// Received in order since the last acknowledgement, bytes.
+    /// Segments received in order since the last acknowledgement.
     unacknowledged: usize,
     /// The reader's pace: when this period began and what was read in it.
     pace: Option<(Instant, usize)>,
@@ -84,6 +85,7 @@ impl Receiver {
             limit: window.min(most),
             ceiling: ceiling.min(most),
             ready: VecDeque::new(),
+            chunk: SMALL_CHUNK,
             early: VecDeque::new(),
             share,
             queued: 0,
@@ -182,14 +184,16 @@ impl Receiver {
         }
         self.next += data.len() as u64;
         self.queued += data.len();
-        self.unacknowledged += data.len();
+        self.unacknowledged += 1;
         self.share.take(data.len());
         match self.ready.back_mut() {
             Some(last) if last.capacity() - last.len() >= data.len() => last.extend_from_slice(data),
             last => {
-                // The more waits the larger the next: a slow talk stays small, a bulk transfer needs few.
-                let like = last.map_or(0, |last| last.len() * 2);
-                let mut chunk = Vec::with_capacity(like.clamp(SMALL_CHUNK, CHUNK).max(data.len()));
+                if last.is_some() {
+                    // It was full before anybody took it.
+                    self.chunk = (self.chunk * 2).min(CHUNK);
+                }
+                let mut chunk = chunks::with_room(self.chunk.max(data.len()));
                 chunk.extend_from_slice(data);
                 self.ready.push_back(chunk);
             }
@@ -271,7 +275,7 @@ impl Receiver {
         self.queued
     }
 
-    /// Bytes received in order since [`Receiver::window`] was last told.
+    /// Segments received in order since [`Receiver::window`] was last told.
     pub(super) const fn unacknowledged(&self) -> usize {
         self.unacknowledged
     }
@@ -281,6 +285,9 @@ impl Receiver {
         let chunk = self.ready.pop_front()?;
         self.queued -= chunk.len();
         self.share.give_back(chunk.len());
+        if chunk.len() < chunk.capacity() / 2 {
+            self.chunk = (self.chunk / 2).max(SMALL_CHUNK);
+        }
         if let Some(rtt) = rtt
             && self.limit < self.ceiling
         {

@@ -11,14 +11,11 @@ use std::{
 
 use super::{
     budget::Share,
+    chunks::{self, SMALL_CHUNK},
     cubic::Cubic,
     rtt::{Rtt, backed_off},
 };
 
-/// The largest chunk of written bytes.
-pub(super) const CHUNK: usize = 64 << 10;
-/// A chunk that small writes are gathered in.
-const SMALL_CHUNK: usize = 2 << 10;
 /// How long a far end may hold back an acknowledgement (RFC 1122 says 500 ms; Linux 40 ms).
 const DELAYED_ANSWER: Duration = Duration::from_millis(40);
 /// What a tail probe waits for beside two round trips where more than one segment is on its way.
@@ -259,7 +256,7 @@ impl Sender {
         match self.chunks.back_mut() {
             Some(last) if last.data.capacity() - last.data.len() >= bytes.len() => last.data.extend_from_slice(bytes),
             _ => {
-                let mut data = Vec::with_capacity(bytes.len().max(SMALL_CHUNK));
+                let mut data = chunks::with_room(bytes.len().max(SMALL_CHUNK));
                 data.extend_from_slice(bytes);
                 self.chunks.push_back(Chunk { start: self.end, data });
             }
@@ -535,13 +532,10 @@ impl Sender {
     }
 
     fn drop_chunks(&mut self) {
-        while let Some(chunk) = self.chunks.front() {
-            let len = chunk.data.len();
-            if chunk.start + len as u64 > self.una {
-                break;
-            }
-            self.share.give_back(len);
-            self.chunks.pop_front();
+        let una = self.una;
+        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.start + chunk.data.len() as u64 <= una) {
+            self.share.give_back(chunk.data.len());
+            chunks::give_back(chunk.data);
         }
     }
 
