@@ -436,7 +436,9 @@ impl Node {
 
     fn on_relay(&mut self, event: RelayEvent, work: &mut Work, now: Instant) {
         match event {
-            RelayEvent::Packet { from, data } => self.on_datagram(ingress::Source::Relay(from), &data, work, now),
+            RelayEvent::Packet { region, from, data } => {
+                self.on_datagram(ingress::Source::Relay { region, from }, &data, work, now);
+            }
             RelayEvent::Connected { region } => {
                 self.changed = true;
                 self.relays.on_connected(region);
@@ -454,7 +456,7 @@ impl Node {
         for id in self.peers.ids() {
             let home = self.relays.home();
             let Some(slot) = self.peers.get_mut(id) else { continue };
-            if slot.relay.or(home) != Some(region) && home != Some(region) {
+            if slot.relay.home.or(home) != Some(region) && home != Some(region) {
                 continue;
             }
             if slot.is_wanted(now) {

@@ -2,8 +2,8 @@
 //!
 //! The state machine of RFC 9293 with window scaling (RFC 7323), selective acknowledgements (RFC 2018, RFC 2883), RACK-TLP
 //! (RFC 8985), CUBIC (RFC 9438) and the checks of RFC 5961; without timestamps, which WireGuard's replay window makes
-//! unnecessary, and without urgent data. Sending is `send.rs`, receiving `receive.rs`; `data.rs` finds the flow of a packet
-//! by its addresses and ports; the application's side is `stream.rs`.
+//! unnecessary, and without urgent data. Sending is `send.rs` over what `written.rs` keeps, receiving `receive.rs`; `data.rs`
+//! finds the flow of a packet by its addresses and ports; the application's side is `stream.rs`.
 
 mod budget;
 mod chunks;
@@ -13,6 +13,7 @@ mod rtt;
 mod send;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::{
     io,

@@ -33,8 +33,9 @@ const WAITING_TICK: Duration = Duration::from_millis(250);
 const BUSY_TICK: Duration = Duration::from_secs(1);
 /// The same while a session only ages.
 const IDLE_TICK: Duration = Duration::from_secs(5);
-/// How long after the last packet a tunnel counts as busy: beyond the 10 s keep-alive and the 15 s rekey timers.
-const BUSY: Duration = Duration::from_secs(30);
+/// How long after the last packet a tunnel counts as busy: beyond the keep-alive that is due after 10 s and that the peer waits
+/// for until 15 s.
+const BUSY: Duration = Duration::from_secs(12);
 /// Waits between initiations of one handshake; the last repeats. WireGuard's own is 5 s (whitepaper, section 6.4); the
 /// first ones are shorter, since the first initiation of all is often lost: the peer learns of us in the same second.
 const RETRIES: [Duration; 6] = [

@@ -86,7 +86,7 @@ impl Node {
             let id = self.peers.insert(&self.own, key, through.disco_key.map(Key), now);
             if let Some(slot) = self.peers.get_mut(id) {
                 slot.probe = true;
-                slot.relay = through.home_relay;
+                slot.relay.home = through.home_relay;
                 slot.path.set_map_addresses(&through.endpoints);
             }
             id

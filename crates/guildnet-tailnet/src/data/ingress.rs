@@ -21,7 +21,7 @@ pub(super) enum Source {
     /// The socket.
     Direct(SocketAddr),
     /// A relay, which has it from the connection of this node key. Disco and WireGuard prove themselves who has sent it.
-    Relay(Key),
+    Relay { region: u16, from: Key },
 }
 
 impl Node {
@@ -65,7 +65,7 @@ impl Node {
             (Message::Ping { .. } | Message::Pong { .. }, Source::Direct(_)) => true,
             // Only the relay, where the peer has proved its node key, shows that the peer itself sends it now: nobody else can
             // replay a call that was recorded (tailscale `wgengine/magicsock/magicsock.go`, `handleDiscoMessage`).
-            (Message::Call { .. }, Source::Relay(from)) => from == peer,
+            (Message::Call { .. }, Source::Relay { from, .. }) => from == peer,
             _ => false,
         };
         let message = disco.open(datagram, &mut work.plain).filter(is_due);
@@ -91,8 +91,12 @@ impl Node {
                     self.hurry_flows(id, now);
                 }
             }
-            (Message::Call { addrs }, _) => slot.path.on_call(now, &addrs, &mut self.actions),
-            (Message::Ping { .. } | Message::Pong { .. }, Source::Relay(_)) => {}
+            (Message::Call { addrs }, Source::Relay { region, .. }) => {
+                slot.relay.heard = Some((region, now));
+                slot.path.on_call(now, &addrs, &mut self.actions);
+            }
+            (Message::Call { .. }, Source::Direct(_)) => {}
+            (Message::Ping { .. } | Message::Pong { .. }, Source::Relay { .. }) => {}
         }
         self.act(id, now);
     }
@@ -134,6 +138,9 @@ impl Node {
         };
         let Some(slot) = self.peers.get_mut(id) else { return };
         slot.path.on_received(now);
+        if let Source::Relay { region, .. } = source {
+            slot.relay.heard = Some((region, now));
+        }
         if slot.standing.on_heard() {
             tracing::info!(router = ?slot.key, "the router is heard again");
         }
@@ -150,7 +157,7 @@ impl Node {
     fn admit(&mut self, source: Source, datagram: &[u8], work: &mut Work) -> Option<SlotId> {
         let from = match source {
             Source::Direct(from) => Some(from),
-            Source::Relay(_) => None,
+            Source::Relay { .. } => None,
         };
         match self.own.admit(from.map(|addr| addr.ip()), datagram, &mut work.plain) {
             Ok(()) => self.peers.by_node(self.own.initiator(datagram)?),

@@ -6,7 +6,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Instant};
 
 use ts_keys::DiscoKeyPair;
 
-use super::{Node, Work};
+use super::{Node, Work, relays::Whereabouts};
 use crate::{
     disco::Shared,
     netmap::{Key, NetMap, Peer},
@@ -26,7 +26,7 @@ pub(super) struct Slot {
     /// Its own addresses in the tailnet; of a probed peer none is known.
     pub(super) addresses: Vec<IpAddr>,
     /// Region of its home relay.
-    pub(super) relay: Option<u16>,
+    pub(super) relay: Whereabouts,
     pub(super) online: bool,
     pub(super) tunnel: Tunnel,
     pub(super) path: Path,
@@ -129,7 +129,7 @@ impl Peers {
             key,
             disco: disco.map(Disco::new),
             addresses: Vec::new(),
-            relay: None,
+            relay: Whereabouts::default(),
             online: true,
             tunnel: Tunnel::new(own, key, number, now),
             path: Path::new(rand::random(), false),
@@ -243,7 +243,7 @@ impl Node {
         let restarted = !is_new && slot.disco_key() != peer.disco_key;
         let came_back = online && (!slot.online || restarted || is_new || (warm && !slot.warm));
         slot.addresses.clone_from(&peer.addresses);
-        let has_moved = std::mem::replace(&mut slot.relay, peer.home_relay) != peer.home_relay;
+        let has_moved = std::mem::replace(&mut slot.relay.home, peer.home_relay) != peer.home_relay;
         slot.online = online;
         slot.warm = warm;
         slot.probe = false;
@@ -252,6 +252,7 @@ impl Node {
             slot.standing = Standing::default();
         }
         if restarted {
+            slot.relay.heard = None;
             slot.path.forget();
         }
         slot.path.set_map_addresses(&peer.endpoints);

@@ -49,6 +49,18 @@ const PENALTY: Duration = Duration::from_secs(60);
 /// How long a home that was moved to is not left for a nearer one: peers learn of each move by way of the server.
 const SETTLED: Duration = Duration::from_secs(300);
 
+/// A peer that was heard by a relay so long ago is still connected there; one that restarts is looked for at its home soon.
+const HEARD: Duration = Duration::from_secs(10);
+
+/// By which relays a peer is found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Whereabouts {
+    /// Its home, as the map says.
+    pub(super) home: Option<u16>,
+    /// Where it was heard last, and when.
+    pub(super) heard: Option<(u16, Instant)>,
+}
+
 /// One connection.
 struct Live {
     relay: Relay,
@@ -246,9 +258,18 @@ impl Relays {
         self.observed = true;
     }
 
-    /// Whether a flow may put out packets for a peer of this region.
-    pub(super) fn has_room(&mut self, region: Option<u16>, now: Instant) -> bool {
-        let Some(region) = region.or(self.home) else { return true };
+    /// By which relay a peer is reached: where it was heard a moment ago, for it is connected there whatever becomes of its home
+    /// (tailscale `wgengine/magicsock/derp.go`, `derpRoute`); else its home; else ours.
+    fn towards(&self, peer: Whereabouts, now: Instant) -> Option<u16> {
+        let is_there = |&(region, at): &(u16, Instant)| {
+            now.saturating_duration_since(at) < HEARD && self.live.get(&region).is_some_and(|live| live.connected)
+        };
+        peer.heard.filter(is_there).map(|(region, _)| region).or(peer.home).or(self.home)
+    }
+
+    /// Whether a flow may put out packets for a peer by a relay.
+    pub(super) fn has_room(&mut self, peer: Whereabouts, now: Instant) -> bool {
+        let Some(region) = self.towards(peer, now) else { return true };
         let has_room = |live: &Live| live.outgoing.capacity() >= ROOM && live.passed <= now + AHEAD;
         let room = self.live.get(&region).is_none_or(has_room);
         if !room {
@@ -271,9 +292,9 @@ impl Relays {
         self.full = None;
     }
 
-    /// Sends a packet to a peer at the relay of `region`, else at home. Returns whether it was taken.
-    pub(super) fn send(&mut self, region: Option<u16>, to: Key, packet: Bytes, now: Instant) -> bool {
-        let Some(region) = region.or(self.home) else { return false };
+    /// Sends a packet to a peer. Returns whether it was taken.
+    pub(super) fn send(&mut self, peer: Whereabouts, to: Key, packet: Bytes, now: Instant) -> bool {
+        let Some(region) = self.towards(peer, now) else { return false };
         if !self.live.contains_key(&region) {
             self.connect(region, now);
         }
@@ -282,9 +303,9 @@ impl Relays {
         live.outgoing.try_send((to, packet)).is_ok()
     }
 
-    /// A flow has put out packets for the relay of `region`, else for home: the next ones keep the pace.
-    pub(super) fn pace(&mut self, region: Option<u16>, packets: usize, now: Instant) {
-        if let Some(live) = region.or(self.home).and_then(|region| self.live.get_mut(&region)) {
+    /// A flow has put out packets for a peer: the next ones keep the pace.
+    pub(super) fn pace(&mut self, peer: Whereabouts, packets: usize, now: Instant) {
+        if let Some(live) = self.towards(peer, now).and_then(|region| self.live.get_mut(&region)) {
             live.passed = live.passed.max(now) + PACE * u32::try_from(packets).unwrap_or(u32::MAX);
         }
     }
@@ -478,11 +499,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peer_is_reached_where_it_was_heard_a_moment_ago_then_at_its_home_then_at_ours() {
+        let ((mut relays, map), now) = (relays(), Instant::now());
+        relays.choose_home(&map, Some(1), now);
+        (2..=3).for_each(|region| relays.connect(region, now));
+        relays.on_connected(2);
+        let peer = |home, heard| Whereabouts { home, heard };
+        assert_eq!(relays.towards(peer(None, None), now), Some(1));
+        assert_eq!(relays.towards(peer(Some(3), None), now), Some(3));
+        assert_eq!(relays.towards(peer(Some(3), Some((2, now))), now), Some(2));
+        assert_eq!(relays.towards(peer(Some(2), Some((3, now))), now), Some(2), "that one is not connected");
+        assert_eq!(relays.towards(peer(Some(3), Some((2, now))), now + HEARD), Some(3), "too long ago");
+        relays.stop().await;
+    }
+
+    #[tokio::test]
     async fn a_relay_that_is_live_already_is_told_that_it_is_home_now() {
         let ((mut relays, map), start) = (relays(), Instant::now());
         relays.choose_home(&map, None, start);
         relays.on_connected(1);
-        assert!(relays.send(Some(2), Key([9; 32]), Bytes::from_static(b"hello"), start));
+        assert!(relays.send(
+            Whereabouts { home: Some(2), heard: None },
+            Key([9; 32]),
+            Bytes::from_static(b"hello"),
+            start
+        ));
         let preferred = |relays: &Relays, region| *relays.live[&region].preferred.borrow();
         assert_eq!((preferred(&relays, 1), preferred(&relays, 2)), (true, false));
         relays.on_down(1, "gone".into(), start);

@@ -89,11 +89,12 @@ async fn a_call_counts_only_from_the_relay_connection_of_its_peer() {
     let mut learned = |from| {
         with_scratch(|scratch| node.on_datagram(from, &call, &mut scratch.work, now));
         let slot = node.peers.get(id).expect("a slot");
-        (slot.path.addrs().collect::<Vec<_>>(), node.dropped.refused)
+        (slot.path.addrs().collect::<Vec<_>>(), slot.relay.heard.map(|(region, _)| region), node.dropped.refused)
     };
-    assert_eq!(learned(ingress::Source::Relay(other)), (vec![], 1), "recorded, and sent again by someone else");
-    assert_eq!(learned(ingress::Source::Direct(addr)), (vec![], 2));
-    assert_eq!(learned(ingress::Source::Relay(router)), (vec![addr], 2));
+    let by = |region, from| ingress::Source::Relay { region, from };
+    assert_eq!(learned(by(1, other)), (vec![], None, 1), "recorded, and sent again by someone else");
+    assert_eq!(learned(ingress::Source::Direct(addr)), (vec![], None, 2));
+    assert_eq!(learned(by(2, router)), (vec![addr], Some(2), 2));
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use std::{
 
 use super::{
     budget::Share,
-    chunks::{self, SMALL_CHUNK},
     cubic::Cubic,
     rtt::{Rtt, backed_off},
+    written::Written,
 };
 
 /// How long a far end may hold back an acknowledgement (RFC 1122 says 500 ms; Linux 40 ms).
@@ -51,12 +51,6 @@ impl Sent {
     const fn len(&self) -> u64 {
         self.end - self.start
     }
-}
-
-/// Written bytes.
-struct Chunk {
-    start: u64,
-    data: Vec<u8>,
 }
 
 /// A segment to be sent.
@@ -124,16 +118,14 @@ pub(super) struct Acknowledgement<'a> {
 pub(super) struct Sender {
     /// The sequence number of offset 0.
     first: u32,
-    /// What is acknowledged, what was sent, what was written: the first byte that is not.
+    /// What is acknowledged, what was sent: the first byte that is not.
     una: u64,
     next: u64,
-    end: u64,
+    written: Written,
     closing: bool,
     /// The end of the far end's window.
     edge: u64,
     mss: usize,
-    chunks: VecDeque<Chunk>,
-    share: Share,
     window: usize,
     ceiling: usize,
     sent: VecDeque<Sent>,
@@ -173,12 +165,10 @@ impl Sender {
             first,
             una: 0,
             next: 0,
-            end: 1,
+            written: Written::new(share),
             closing: false,
             edge: 1,
             mss,
-            chunks: VecDeque::new(),
-            share,
             window,
             ceiling,
             sent: VecDeque::new(),
@@ -246,34 +236,19 @@ impl Sender {
         // While a hole is mended what came after it waits, too.
         let flight = usize::try_from(self.cubic.window() * 4).unwrap_or(usize::MAX);
         let wanted = self.window.max(flight).min(self.ceiling);
-        let limit = self.share.grant(wanted);
-        let room = limit.saturating_sub(self.share.held());
+        let limit = self.written.grant(wanted);
+        let room = limit.saturating_sub(self.written.held());
         if room * 4 >= limit { room } else { 0 }
     }
 
     /// Adds bytes, at most [`Sender::room`].
     pub(super) fn append(&mut self, bytes: &[u8]) {
-        match self.chunks.back_mut() {
-            Some(last) if last.data.capacity() - last.data.len() >= bytes.len() => last.data.extend_from_slice(bytes),
-            _ => {
-                let mut data = chunks::with_room(bytes.len().max(SMALL_CHUNK));
-                data.extend_from_slice(bytes);
-                self.chunks.push_back(Chunk { start: self.end, data });
-            }
-        }
-        self.wrote(bytes.len());
+        self.written.append(bytes);
     }
 
     /// Adds a chunk, at most [`Sender::room`] bytes.
-    pub(super) fn push(&mut self, data: Vec<u8>) {
-        let len = data.len();
-        self.chunks.push_back(Chunk { start: self.end, data });
-        self.wrote(len);
-    }
-
-    fn wrote(&mut self, len: usize) {
-        self.end += len as u64;
-        self.share.take(len);
+    pub(super) fn push(&mut self, chunk: Vec<u8>) {
+        self.written.push(chunk);
     }
 
     /// Nothing more will be written.
@@ -287,7 +262,7 @@ impl Sender {
 
     /// Where everything ends, the FIN with it.
     const fn limit(&self) -> u64 {
-        self.end + self.closing as u64
+        self.written.end() + self.closing as u64
     }
 
     /// Whether something that was written is not acknowledged.
@@ -297,20 +272,12 @@ impl Sender {
 
     /// Whether all, and the FIN, was acknowledged.
     pub(super) const fn is_finished(&self) -> bool {
-        self.closing && self.una > self.end
+        self.closing && self.una > self.written.end()
     }
 
     /// Copies the data at an offset.
     pub(super) fn copy(&self, start: u64, out: &mut [u8]) {
-        let (mut at, mut done) = (start, 0);
-        let mut k = self.chunks.partition_point(|chunk| chunk.start <= start).saturating_sub(1);
-        while done < out.len() {
-            let Some(chunk) = self.chunks.get(k) else { break };
-            let from = &chunk.data[usize::try_from(at - chunk.start).unwrap_or(usize::MAX)..];
-            let len = from.len().min(out.len() - done);
-            out[done..done + len].copy_from_slice(&from[..len]);
-            (at, done, k) = (at + len as u64, done + len, k + 1);
-        }
+        self.written.copy(start, out);
     }
 
     // --- What is sent ---
@@ -345,10 +312,11 @@ impl Sender {
         if start == 0 {
             return Piece { start, len: 0, syn: true, fin: false, last: false, again };
         }
-        let len = usize::try_from(end.min(self.end).saturating_sub(start)).unwrap_or(usize::MAX).min(self.mss);
+        let len =
+            usize::try_from(end.min(self.written.end()).saturating_sub(start)).unwrap_or(usize::MAX).min(self.mss);
         let data_end = start + len as u64;
-        let fin = self.closing && data_end == self.end && end > self.end;
-        Piece { start, len, syn: false, fin, last: data_end == self.end, again }
+        let fin = self.closing && data_end == self.written.end() && end > self.written.end();
+        Piece { start, len, syn: false, fin, last: data_end == self.written.end(), again }
     }
 
     fn lost_piece(&self) -> Option<Piece> {
@@ -489,7 +457,7 @@ impl Sender {
             }
         }
         self.una = self.una.max(ack.upto);
-        self.drop_chunks();
+        self.written.drop_before(self.una);
         for (k, &(start, end)) in ack.blocks.iter().enumerate() {
             // RFC 2883: a first block that is acknowledged already, or lies in the second one, came twice.
             let inside = ack.blocks.get(1).is_some_and(|&(from, to)| start >= from && end <= to);
@@ -528,14 +496,6 @@ impl Sender {
             // What only repeats what was known puts nothing off.
             Some((_, alarm)) if newly.bytes == 0 && !has_opened && alarm != Alarm::Reordering => self.alarm = previous,
             _ => self.arm(now),
-        }
-    }
-
-    fn drop_chunks(&mut self) {
-        let una = self.una;
-        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.start + chunk.data.len() as u64 <= una) {
-            self.share.give_back(chunk.data.len());
-            chunks::give_back(chunk.data);
         }
     }
 
@@ -636,7 +596,7 @@ impl Sender {
 
     /// Whether only the far end's window holds back what is written.
     fn is_shut(&self) -> bool {
-        self.sent.is_empty() && self.next < self.end && self.fresh_piece().is_none()
+        self.sent.is_empty() && self.next < self.written.end() && self.fresh_piece().is_none()
     }
 
     fn arm(&mut self, now: Instant) {

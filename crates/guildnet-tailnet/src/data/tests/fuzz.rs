@@ -147,8 +147,8 @@ async fn any_disco_datagram_is_survived() {
         let router = far.node.peers.get(far.peer).expect("its slot").key;
         let from = match by {
             0 => ingress::Source::Direct(far.at),
-            1 => ingress::Source::Relay(router),
-            _ => ingress::Source::Relay(Key([9; 32])),
+            1 => ingress::Source::Relay { region: 1, from: router },
+            _ => ingress::Source::Relay { region: 1, from: Key([9; 32]) },
         };
         let now = far.now;
         with_scratch(|scratch| far.node.on_datagram(from, &datagram, &mut scratch.work, now));
@@ -205,7 +205,7 @@ async fn any_wireguard_datagram_is_survived() {
         prop_assume!(!crate::disco::is_disco(&datagram));
         prop_assert!(wg::classify(&datagram).is_none() || datagram.len() >= 32);
         let router = far.node.peers.get(far.peer).expect("its slot").key;
-        let from = if relayed { ingress::Source::Relay(router) } else { ingress::Source::Direct(far.at) };
+        let from = if relayed { ingress::Source::Relay { region: 1, from: router } } else { ingress::Source::Direct(far.at) };
         let now = far.now;
         with_scratch(|scratch| far.node.on_datagram(from, &datagram, &mut scratch.work, now));
         bench.check();
