@@ -15,6 +15,7 @@ use guildnet_model::{
 };
 use guildnet_store::{ClusterRecord, Store};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ClusterInfo, Destination, HostError, ProxiesRequest, Settings, SettingsShown,
@@ -49,6 +50,25 @@ struct Member {
     actor: Option<ClusterActor>,
     /// A record that can't be used has no actor either, and this reason.
     unusable: Option<HostError>,
+    /// Cancelled while the cluster is read-only.
+    writing: CancellationToken,
+}
+
+impl Member {
+    fn new(record: ClusterRecord, actor: Option<ClusterActor>, unusable: Option<HostError>) -> Self {
+        let mut member = Self { record, actor, unusable, writing: CancellationToken::new() };
+        member.follow_switch();
+        member
+    }
+
+    /// Brings the token in step with the record.
+    fn follow_switch(&mut self) {
+        if self.record.read_only {
+            self.writing.cancel();
+        } else if self.writing.is_cancelled() {
+            self.writing = CancellationToken::new();
+        }
+    }
 }
 
 /// What [`Fleet::reload`] changed.
@@ -116,7 +136,10 @@ impl Fleet {
                 members.keys().filter(|id| !records.iter().any(|r| r.id == **id)).cloned().collect();
             for record in records {
                 match members.get_mut(&record.id) {
-                    Some(member) if !needs_restart(&member.record, &record) => member.record = record,
+                    Some(member) if !needs_restart(&member.record, &record) => {
+                        member.record = record;
+                        member.follow_switch();
+                    }
                     _ => coming.push(record),
                 }
             }
@@ -142,7 +165,7 @@ impl Fleet {
                 }
                 Err(why) => (None, Some(why)),
             };
-            self.members_mut().insert(record.id.clone(), Member { record, actor, unusable });
+            self.members_mut().insert(record.id.clone(), Member::new(record, actor, unusable));
         }
         changes.stopped.retain(|id| !changes.started.contains(id));
         if changes != Changes::default() {
@@ -220,13 +243,15 @@ impl Fleet {
         self.members().values().filter(resting).map(|m| (m.record.id.clone(), m.record.routes.clone())).collect()
     }
 
-    /// Whether only what changes nothing is passed on to a cluster.
+    /// For how long what may change something is passed on to a cluster: until the token is cancelled. `None` if it is
+    /// read-only.
     ///
     /// # Errors
     /// It is not there, is disconnected, or its record can't be used.
-    pub(crate) fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+    pub(crate) fn writing(&self, id: &ClusterId) -> Result<Option<CancellationToken>, HostError> {
         self.handle(id)?;
-        Ok(self.is_read_only(id))
+        let writing = self.members().get(id).map(|member| member.writing.clone());
+        Ok(writing.filter(|writing| !writing.is_cancelled()))
     }
 
     /// The switch alone; a cluster that is not there has it off.
@@ -484,13 +509,17 @@ mod tests {
     #[tokio::test]
     async fn the_read_only_switch_is_followed_without_a_new_connector() {
         let (_home, fleet, connectors) = fleet(&[record("a")]).await;
-        assert_eq!(fleet.read_only(&id("a")), Ok(false));
+        let writing = fleet.writing(&id("a")).expect("known").expect("writable");
         fleet.store.replace(&ClusterRecord { read_only: true, ..record("a") }).await.expect("stored");
         assert_eq!(fleet.reload().await.expect("read"), Changes::default());
-        assert_eq!(fleet.read_only(&id("a")), Ok(true));
+        assert!(writing.is_cancelled(), "open tunnels end");
+        assert!(fleet.writing(&id("a")).expect("known").is_none());
         assert!(status::of_clusters(&fleet).await[0].read_only, "and it is told");
         assert_eq!(connectors.started.lock().expect("not poisoned").len(), 1);
-        assert_eq!(fleet.read_only(&id("x")).expect_err("unknown").class(), Class::NotFound);
+        fleet.store.replace(&record("a")).await.expect("stored");
+        fleet.reload().await.expect("read");
+        assert!(fleet.writing(&id("a")).expect("known").is_some(), "writable again");
+        assert_eq!(fleet.writing(&id("x")).expect_err("unknown").class(), Class::NotFound);
         fleet.stop().await;
     }
 

@@ -35,6 +35,7 @@ use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
     sync::{Mutex as AsyncMutex, Semaphore, broadcast},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -49,6 +50,7 @@ pub(crate) use lease::{Lease, Said};
 use crate::{
     HostError,
     error::Explained as _,
+    metrics::Metrics,
     names::{Destination, OpenError},
 };
 use credential::Credential;
@@ -160,12 +162,14 @@ impl There {
 
 impl Forwards {
     /// None yet; [`Self::follow`] brings those that are kept.
-    pub(crate) fn new(store: Store, open: Arc<dyn Open>) -> Self {
+    pub(crate) fn new(store: Store, open: Arc<dyn Open>, metrics: Arc<Metrics>) -> Self {
         let around = Around {
             open,
             room: Arc::new(Semaphore::new(CONNECTIONS)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            metrics,
             news: broadcast::Sender::new(NEWS),
         };
         Self { store, around, changing: AsyncMutex::default(), there: Mutex::default() }
@@ -331,6 +335,10 @@ impl Forwards {
 
     /// Ends a forward if it is this one. For leases, which can't wait.
     fn end(&self, local: SocketAddrV4, gate: &Arc<entrance::Gate>) {
+        if self.around.stop.is_cancelled() {
+            // All of them end, and their connections have their grace.
+            return;
+        }
         let mut there = self.there();
         // One that a person chose to keep meanwhile stays.
         let same = there.forwards.get(&local).is_some_and(|f| Arc::ptr_eq(&f.entrance.gate, gate) && !f.kept);
@@ -420,11 +428,17 @@ impl Forwards {
         Entrance::start(cluster.clone(), local, kind, listener, &self.around)
     }
 
-    /// Ends all of them, connections included; returns when everything has ended.
-    pub(crate) async fn shut(&self) {
-        self.around.stop.cancel();
-        self.around.tasks.close();
-        self.around.tasks.wait().await;
+    /// Ends all of them: nobody is let in any more, and connections that have not ended within the grace are cut. Returns when
+    /// everything has ended.
+    pub(crate) async fn shut(&self, grace: Duration) {
+        let Around { tasks, stop, cut, .. } = &self.around;
+        stop.cancel();
+        tasks.close();
+        if timeout(grace, tasks.wait()).await.is_err() {
+            tracing::info!(left = tasks.len(), "the grace is over: open connections into clusters are cut");
+            cut.cancel();
+            tasks.wait().await;
+        }
     }
 }
 

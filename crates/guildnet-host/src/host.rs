@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Handed, HostError, Progress, Settings,
     daemon::Instance,
-    door::{Door, Listen},
+    door::{Door, GRACE, Listen},
     error::Explained as _,
     fleet::Fleet,
     forward::{Forwards, Open},
@@ -82,7 +82,11 @@ impl Host {
         let store = Store::open(&home).await.explained()?;
         let fleet = Arc::new(Fleet::new(store, deps.connectors).making_keys());
         let jobs = Arc::new(Jobs::new(Arc::clone(fleet.events())));
-        let forwards = Arc::new(Forwards::new(fleet.store().clone(), Arc::clone(&fleet) as Arc<dyn Open>));
+        let forwards = Arc::new(Forwards::new(
+            fleet.store().clone(),
+            Arc::clone(&fleet) as Arc<dyn Open>,
+            Arc::clone(fleet.metrics()),
+        ));
         let api = Api {
             fleet: Arc::clone(&fleet),
             forwards: Arc::clone(&forwards),
@@ -131,14 +135,14 @@ impl std::fmt::Debug for Drain {
 }
 
 impl Drain {
-    /// Stops: jobs are cancelled, new connections are refused, the door's open ones get their grace, forwards and proxies are
-    /// cut, then connectors and store are closed. Returns when everything has ended.
+    /// Stops: jobs are cancelled, new connections are refused, open ones at the door and into clusters get their grace, then
+    /// connectors and store are closed. Returns when everything has ended.
     pub async fn stop(self) {
         // First, while the door still answers them: they ask by it.
         self.jobs.stop().await;
         self.stop.cancel();
         // At once: who leases forwards holds a connection of the door.
-        let (door, ()) = tokio::join!(self.door, self.forwards.shut());
+        let (door, ()) = tokio::join!(self.door, self.forwards.shut(GRACE));
         if let Err(panicked) = door {
             tracing::error!(%panicked, "the door ended badly");
         }

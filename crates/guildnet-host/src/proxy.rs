@@ -33,6 +33,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     HostError,
@@ -46,14 +47,16 @@ pub(crate) use tunnel::Life;
 use body::{BODY_PAUSE, Coming, Going};
 use limits::Place;
 use path::{Asked, For, PREFIX};
+use tunnel::Tunnel;
 
 /// Where the proxy finds the clusters' API servers, and what it may do there.
 pub(crate) trait ApiServers: Send + Sync {
-    /// Whether only what changes nothing may be passed on to a cluster's API server.
+    /// For how long what may change something is passed on to a cluster's API server: until the token is cancelled. `None` for
+    /// a cluster that is read-only.
     ///
     /// # Errors
     /// There is no cluster of that id, or it is not served.
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError>;
+    fn writing(&self, id: &ClusterId) -> Result<Option<CancellationToken>, HostError>;
 
     /// The client for a cluster's API server, through its connector. Waits for a connector that is just starting.
     ///
@@ -136,11 +139,11 @@ async fn pass_on(
         let said = "an upgrade is for the door's own page, which says its origin";
         return Err(Refusal::new(StatusCode::FORBIDDEN, said).with_hint("use a tool with a token below /k8s/"));
     }
-    let read_only = servers.read_only(&asked.cluster).map_err(|error| {
+    let writing = servers.writing(&asked.cluster).map_err(|error| {
         limits.forget(&asked.cluster);
         Refusal::of_host(&error)
     })?;
-    if read_only {
+    if writing.is_none() {
         read_only::admit(&asked.cluster, &head.method, &asked.what, passed.upgrade.is_some())?;
     }
     let lasts = passed.upgrade.is_some() || asked.what.lasts(head.uri.query().unwrap_or_default());
@@ -153,7 +156,11 @@ async fn pass_on(
         .parse()
         .map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, format!("the path can't be passed on: {why}")))?;
     match (passed.upgrade, near) {
-        (Some(_), Some(near)) if body.is_end_stream() => switch(&server, asked, head, near, place, life).await,
+        (Some(_), Some(near)) if body.is_end_stream() => {
+            // Nothing else is seen of a tunnel, so it must not outlive the permission.
+            let tunnel = Tunnel { near, place, life, writing: writing.unwrap_or_default() };
+            switch(&server, asked, head, tunnel).await
+        }
         (Some(_), _) => Err(Refusal::new(StatusCode::BAD_REQUEST, "a request for an upgrade has no body")),
         (None, _) => exchange(&server, asked, head, body, place, timed).await,
     }
@@ -180,17 +187,10 @@ async fn exchange(
 }
 
 /// One request for an upgrade, and the tunnel that follows.
-async fn switch(
-    server: &ApiServer,
-    asked: &Asked<'_>,
-    head: Parts,
-    near: OnUpgrade,
-    place: Place,
-    life: Life,
-) -> Result<Response, Refusal> {
+async fn switch(server: &ApiServer, asked: &Asked<'_>, head: Parts, tunnel: Tunnel) -> Result<Response, Refusal> {
     let answer = server.upgrade(Request::from_parts(head, ())).await;
     match answer.map_err(|error| Refusal::of_kube(&asked.cluster, &error))? {
-        Upgrade::Refused(answer) => give(server, asked, answer, (place, None)),
+        Upgrade::Refused(answer) => give(server, asked, answer, (tunnel.place, None)),
         Upgrade::Switched(answer, far) => {
             let protocol = answer.headers().get(header::UPGRADE).cloned();
             let mut response = Response::new(Body::empty());
@@ -200,7 +200,7 @@ async fn switch(
             if let Some(protocol) = protocol {
                 response.headers_mut().insert(header::UPGRADE, protocol);
             }
-            tunnel::spawn(near, far, place, life);
+            tunnel.spawn(far);
             Ok(response)
         }
     }

@@ -186,7 +186,7 @@ impl HostApi for Fake {
 }
 
 impl ApiServers for Fake {
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+    fn writing(&self, id: &ClusterId) -> Result<Option<CancellationToken>, HostError> {
         Err(HostError::unknown_cluster(id, &[]))
     }
 

@@ -29,7 +29,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Open, connect, credential::Credential, socks};
-use crate::names::{Destination, OpenError};
+use crate::{
+    metrics::{Carried, Metrics, Way},
+    names::{Destination, OpenError},
+};
 
 /// Connections of one entrance at once: a browser opens a few dozen, a load test a hundred.
 const HERE: usize = 256;
@@ -54,6 +57,16 @@ pub(super) enum Kind {
     Connect(Arc<Credential>),
 }
 
+impl Kind {
+    const fn way(&self) -> Way {
+        match self {
+            Self::Forward(_) => Way::Forward,
+            Self::Socks(_) => Way::Socks,
+            Self::Connect(_) => Way::Connect,
+        }
+    }
+}
+
 /// What all entrances share.
 #[derive(Clone)]
 pub(super) struct Around {
@@ -61,7 +74,11 @@ pub(super) struct Around {
     /// Connections of all entrances.
     pub(super) room: Arc<Semaphore>,
     pub(super) tasks: TaskTracker,
+    /// Cancelled when nobody is let in any more.
     pub(super) stop: CancellationToken,
+    /// Cancelled when connections are cut.
+    pub(super) cut: CancellationToken,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) news: broadcast::Sender<(SocketAddrV4, Trouble)>,
 }
 
@@ -127,12 +144,15 @@ pub(super) struct Entrance {
     pub(super) gate: Arc<Gate>,
     /// Cancelled when it ends, for whatever reason.
     pub(super) ended: CancellationToken,
+    /// Ends its connections.
+    cut: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Drop for Entrance {
     fn drop(&mut self) {
         self.ended.cancel();
+        self.cut.cancel();
     }
 }
 
@@ -150,6 +170,8 @@ pub(super) struct Gate {
 /// A connection's share of what may be open at once.
 pub(super) struct Place {
     gate: Arc<Gate>,
+    /// `None` for a cluster that is not counted: it is being removed.
+    carried: Option<Carried>,
     _here: OwnedSemaphorePermit,
     _in_all: OwnedSemaphorePermit,
 }
@@ -188,12 +210,12 @@ impl Entrance {
                 None
             }
         };
-        let ended = around.stop.child_token();
-        let (of_task, stop) = (Arc::clone(&gate), ended.clone());
+        let (ended, cut) = (around.stop.child_token(), around.cut.child_token());
+        let (of_task, stop, of_all) = (Arc::clone(&gate), ended.clone(), cut.clone());
         let task = around.tasks.spawn(async move {
-            stop.run_until_cancelled(serve(of_task, listener, stop.clone())).await;
+            stop.run_until_cancelled(serve(of_task, listener, of_all)).await;
         });
-        Self { gate, ended, task }
+        Self { gate, ended, cut, task }
     }
 
     /// What it is doing.
@@ -201,9 +223,10 @@ impl Entrance {
         self.gate.seen.now()
     }
 
-    /// Ends it; returns when its port is free.
+    /// Ends it and its connections; returns when its port is free.
     pub(super) async fn close(mut self) {
         self.ended.cancel();
+        self.cut.cancel();
         if let Err(panicked) = (&mut self.task).await {
             tracing::error!(local = %self.gate.local, %panicked, "a forward ended badly");
         }
@@ -211,11 +234,11 @@ impl Entrance {
 }
 
 /// Listens, again and again if the port can't be had.
-async fn serve(gate: Arc<Gate>, mut listener: Option<TcpListener>, stop: CancellationToken) {
+async fn serve(gate: Arc<Gate>, mut listener: Option<TcpListener>, cut: CancellationToken) {
     let (mut wait, longest) = BIND_WAIT;
     loop {
         if let Some(listener) = listener.take() {
-            accept(&gate, listener, &stop).await;
+            accept(&gate, listener, &cut).await;
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(longest);
@@ -229,16 +252,16 @@ async fn serve(gate: Arc<Gate>, mut listener: Option<TcpListener>, stop: Cancell
     }
 }
 
-/// Accepts for as long as the entrance lives.
-async fn accept(gate: &Arc<Gate>, listener: TcpListener, stop: &CancellationToken) {
+/// Accepts for as long as the entrance lives. Connections go on until they are cut.
+async fn accept(gate: &Arc<Gate>, listener: TcpListener, cut: &CancellationToken) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Whatever is spoken, its messages are small and wait for answers.
                 let _ = stream.set_nodelay(true);
-                let (gate, stop) = (Arc::clone(gate), stop.clone());
+                let (gate, cut) = (Arc::clone(gate), cut.clone());
                 gate.around.tasks.clone().spawn(async move {
-                    if let Some(Err(why)) = stop.run_until_cancelled(connection(&gate, stream)).await {
+                    if let Some(Err(why)) = cut.run_until_cancelled(connection(&gate, stream)).await {
                         gate.failed(why);
                     }
                 });
@@ -280,7 +303,9 @@ impl Gate {
             take(&self.around.room).map_err(|_| "too many connections at once into all clusters".to_owned())?;
         self.seen.open.fetch_add(1, Ordering::Relaxed);
         self.seen.total.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { gate: Arc::clone(self), _here: here, _in_all: in_all })
+        let counts = self.around.metrics.of(&self.cluster);
+        let carried = counts.map(|counts| Carried::new(counts, self.kind.way()));
+        Ok(Place { gate: Arc::clone(self), carried, _here: here, _in_all: in_all })
     }
 
     /// Opens a stream in the cluster.
@@ -295,7 +320,7 @@ impl Gate {
 
     /// Copies both ways until both have ended, and counts.
     pub(super) async fn carry(&self, mut near: impl Io, far: Box<dyn Io>, place: Place) {
-        let mut far = Counted { far, seen: &self.seen };
+        let mut far = Counted { far, seen: &self.seen, carried: place.carried.as_ref() };
         let ended = tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await;
         if let Err(why) = ended {
             tracing::debug!(cluster = %self.cluster, local = %self.local, %why, "a connection broke off");
@@ -311,6 +336,9 @@ impl Gate {
     /// Notes what went wrong.
     fn failed(&self, why: String) {
         tracing::debug!(cluster = %self.cluster, local = %self.local, why, "a connection came to nothing");
+        if let Some(counts) = self.around.metrics.of(&self.cluster) {
+            counts.way(self.kind.way()).failed();
+        }
         let trouble = Trouble { at: Timestamp::now(), why };
         *self.seen.last() = Some(trouble.clone());
         // Nobody may be listening.
@@ -361,13 +389,30 @@ impl Drop for Unproved<'_> {
 struct Counted<'s> {
     far: Box<dyn Io>,
     seen: &'s Seen,
+    carried: Option<&'s Carried>,
+}
+
+impl Counted<'_> {
+    fn received(&self, bytes: usize) {
+        self.seen.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(carried) = self.carried {
+            carried.received(bytes as u64);
+        }
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.seen.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(carried) = self.carried {
+            carried.sent(bytes as u64);
+        }
+    }
 }
 
 impl AsyncRead for Counted<'_> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.far).poll_read(cx, buf);
-        self.seen.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.received(buf.filled().len() - before);
         read
     }
 }
@@ -376,7 +421,7 @@ impl AsyncWrite for Counted<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.far).poll_write(cx, buf);
         if let Poll::Ready(Ok(n)) = &written {
-            self.seen.sent.fetch_add(*n as u64, Ordering::Relaxed);
+            self.sent(*n);
         }
         written
     }

@@ -13,6 +13,7 @@ use tokio::{
 use super::*;
 use crate::{
     fake::record,
+    metrics::Way,
     names::{
         Names,
         tests::{FakeCluster, Server},
@@ -42,6 +43,7 @@ impl Open for Clusters {
 struct Served {
     _home: TempDir,
     store: Store,
+    metrics: Arc<Metrics>,
     forwards: Arc<Forwards>,
 }
 
@@ -52,15 +54,17 @@ impl Served {
         for id in ["a", "b"] {
             store.add(&record(id)).await.expect("stored");
         }
-        let forwards = Arc::new(Forwards::new(store.clone(), Clusters::new()));
+        let metrics = Arc::<Metrics>::default();
+        metrics.know(&[id("a"), id("b")]);
+        let forwards = Arc::new(Forwards::new(store.clone(), Clusters::new(), Arc::clone(&metrics)));
         forwards.follow().await.expect("read");
-        Self { _home: home, store, forwards }
+        Self { _home: home, store, metrics, forwards }
     }
 
     /// The Host App ends and starts again.
     async fn restart(&mut self) {
-        self.forwards.shut().await;
-        self.forwards = Arc::new(Forwards::new(self.store.clone(), Clusters::new()));
+        self.forwards.shut(Duration::ZERO).await;
+        self.forwards = Arc::new(Forwards::new(self.store.clone(), Clusters::new(), Arc::clone(&self.metrics)));
         self.forwards.follow().await.expect("read");
     }
 
@@ -119,7 +123,7 @@ async fn two_clusters_forward_the_same_port_and_each_name_is_its_own() {
     assert!([a, b].iter().all(|local| local.ip().is_loopback() && *local.ip() != Ipv4Addr::LOCALHOST));
     assert_eq!(said(a).await, "a 10.96.0.80:80");
     assert_eq!(said(b).await, "b 10.96.0.80:80");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -150,7 +154,54 @@ async fn bytes_go_both_ways_each_way_ends_alone_and_all_is_counted() {
         last_error: None,
     };
     assert_eq!(traffic, wanted);
-    served.forwards.shut().await;
+    let counts = |cluster| served.metrics.of(&id(cluster)).expect("known").seen().ways[Way::Forward as usize].clone();
+    let counted = counts("a");
+    assert_eq!((counted.entered, counted.open, counted.failed), (1, 0, 0));
+    assert_eq!((counted.sent, counted.received), (wanted.sent, wanted.received));
+    assert_eq!(counts("b").entered, 0);
+    served.forwards.shut(Duration::ZERO).await;
+}
+
+/// A connection whose far end has said its line.
+async fn opened(local: SocketAddrV4) -> BufReader<TcpStream> {
+    let mut stream = BufReader::new(TcpStream::connect(local).await.expect("it listens"));
+    stream.read_line(&mut String::new()).await.expect("a line");
+    stream
+}
+
+#[tokio::test]
+async fn a_stop_lets_nobody_in_and_open_connections_end_in_their_own_time() {
+    let served = Served::new().await;
+    let kept = served.keep("a", "0:10.96.0.80:80").await.expect("made");
+    let spec = "0:10.96.0.80:80".parse().expect("a forward");
+    let mut lease = served.forwards.lease(&id("a"), &[spec]).await.expect("made");
+    let Some(Said::Forwards(made)) = lease.next().await else { panic!("the forwards come first") };
+    let open = [opened(kept).await, opened(made[0].local).await];
+    let forwards = Arc::clone(&served.forwards);
+    let stopping = tokio::spawn(async move { forwards.shut(Duration::from_secs(600)).await });
+    assert_eq!(lease.next().await, None, "its holder is told");
+    drop(lease);
+    for local in [kept, made[0].local] {
+        until(|| std::net::TcpListener::bind(local).is_ok()).await;
+    }
+    for mut stream in open {
+        stream.write_all(b"more").await.expect("sent");
+        stream.shutdown().await.expect("ended");
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.expect("received");
+        assert_eq!(rest, "more.");
+    }
+    stopping.await.expect("ended, long before the grace is over");
+}
+
+#[tokio::test]
+async fn a_stop_cuts_connections_that_do_not_end() {
+    let served = Served::new().await;
+    let local = served.keep("a", "0:10.96.0.80:80").await.expect("made");
+    let mut open = opened(local).await;
+    served.forwards.shut(Duration::from_millis(10)).await;
+    // A reset is an end too.
+    assert_eq!(open.read(&mut [0]).await.unwrap_or_default(), 0);
 }
 
 /// Waits until something holds; each look lets everybody else run.
@@ -180,7 +231,7 @@ async fn what_can_not_be_reached_is_closed_at_once_and_told() {
         let told = served.forwards.list().into_iter().find(of).and_then(|f| f.traffic.last_error).expect("told");
         assert!(told.why.contains(why), "{to}: {}", told.why);
     }
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -206,7 +257,7 @@ async fn leased_forwards_end_with_the_lease_and_tell_their_holder() {
     // Once its listener is closed the port is free again.
     let local = made[0].local;
     until(|| std::net::TcpListener::bind(local).is_ok()).await;
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -225,7 +276,7 @@ async fn a_lease_ends_when_all_of_its_forwards_were_stopped() {
     assert_eq!(served.forwards.list().len(), 1);
     assert_eq!(served.forwards.stop(local).await.expect("stopped").map(|f| f.local), Some(local));
     assert_eq!(served.forwards.stop(local).await.expect("nothing"), None);
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -242,7 +293,7 @@ async fn kept_forwards_come_back_after_a_restart_until_they_are_stopped() {
     served.forwards.stop(kept).await.expect("stopped").expect("there");
     served.restart().await;
     assert_eq!(served.forwards.list(), []);
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -262,7 +313,7 @@ async fn a_removed_cluster_takes_its_forwards_and_proxies_with_it() {
     assert!(TcpStream::connect(socks).await.is_err());
     assert_eq!(served.forwards.proxies(&id("a")).expect_err("gone").class(), Class::NotFound);
     assert_eq!(served.keep("a", "0:echo.default:80").await.expect_err("gone").class(), Class::NotFound);
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -289,14 +340,14 @@ async fn addresses_are_not_shared_and_nothing_is_made_if_one_can_not_be() {
     assert!(said.contains("taken by another program"), "{said}");
     assert_eq!(served.store.forwards().await.expect("read").len(), 2, "nor kept");
     assert_eq!(*b.ip(), Ipv4Addr::new(127, 9, 9, 9));
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
 async fn a_kept_forward_whose_port_is_taken_says_so_and_comes_when_it_is_free() {
     let mut served = Served::new().await;
     let local = served.keep("a", "0:echo.default:80").await.expect("made");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
     let holder = std::net::TcpListener::bind(local).expect("free");
     served.restart().await;
     let traffic = served.forwards.list()[0].traffic.clone();
@@ -307,7 +358,7 @@ async fn a_kept_forward_whose_port_is_taken_says_so_and_comes_when_it_is_free() 
     until(|| served.forwards.list()[0].traffic.listening).await;
     tokio::time::resume();
     assert_eq!(said(local).await, "a 10.96.0.80:80");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -327,7 +378,7 @@ async fn one_forward_has_a_bound_and_what_is_too_much_is_closed() {
     drop(open);
     until(|| served.forwards.list()[0].traffic.open == 0).await;
     assert_eq!(said(local).await, "a 10.96.0.80:80", "room again");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 /// Where a proxy must lead nobody, beside the host's own listener: LAN, metadata, other clusters' and the world's addresses.
@@ -395,7 +446,7 @@ async fn socks_leads_into_the_cluster_and_nowhere_else() {
     assert_eq!(socks(proxy, "Pass", "echo.default", 80).await.err(), Some(0xff), "a wrong password");
     let reached = tokio::time::timeout(Duration::from_millis(100), host_service.accept()).await;
     assert!(reached.is_err(), "the host's own service was reached");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 /// Asks a CONNECT proxy; the answer's head, and the stream behind it.
@@ -462,7 +513,7 @@ async fn connect_leads_into_the_cluster_and_nowhere_else() {
     }
     let reached = tokio::time::timeout(Duration::from_millis(100), host_service.accept()).await;
     assert!(reached.is_err(), "the host's own service was reached");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -483,7 +534,7 @@ async fn a_new_password_is_wanted_at_once_and_off_is_off() {
         assert!(TcpStream::connect(SocketAddr::V4(address)).await.is_err());
     }
     assert!(!served.forwards.proxies(&id("b")).expect("known").enabled, "off unless somebody switches them on");
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -507,5 +558,5 @@ async fn clients_that_do_not_log_in_are_let_go() {
         let _ = stream.read_to_end(&mut rest).await;
     }
     assert!(begun.elapsed() < LOGIN_TIME * 2, "{:?}", begun.elapsed());
-    served.forwards.shut().await;
+    served.forwards.shut(Duration::ZERO).await;
 }

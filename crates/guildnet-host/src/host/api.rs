@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use guildnet_kube::ApiServer;
 use guildnet_model::{BoxFuture, ClusterId, Io};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ClusterInfo, ClusterStatus, Destination, HostError, KeyInfo, NamespaceShown, Progress, RouterReport, SettingsShown,
@@ -145,8 +146,8 @@ impl HostApi for Api {
 }
 
 impl ApiServers for Api {
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
-        self.fleet.read_only(id)
+    fn writing(&self, id: &ClusterId) -> Result<Option<CancellationToken>, HostError> {
+        self.fleet.writing(id)
     }
 
     fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {

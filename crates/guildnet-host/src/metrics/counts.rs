@@ -175,24 +175,122 @@ impl Durations {
     }
 }
 
-/// What is counted of one cluster's requests.
+/// By what a connection that is no request of the door comes into a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Forward,
+    Socks,
+    Connect,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::Forward, Self::Socks, Self::Connect];
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Socks => "socks5",
+            Self::Connect => "connect",
+        }
+    }
+}
+
+/// What is counted of one way into one cluster.
+#[derive(Debug, Default)]
+pub(crate) struct WayCounts {
+    entered: AtomicU64,
+    left: AtomicU64,
+    failed: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// [`WayCounts`] at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct WaySeen {
+    pub(crate) entered: u64,
+    pub(crate) open: u64,
+    pub(crate) failed: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+impl WayCounts {
+    /// A connection came to nothing, or the port could not be had.
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
+    fn seen(&self) -> WaySeen {
+        // In this order: what ends in between has not left before it entered.
+        let left = self.left.load(Relaxed);
+        let entered = self.entered.load(Relaxed);
+        WaySeen {
+            entered,
+            open: entered.saturating_sub(left),
+            failed: self.failed.load(Relaxed),
+            sent: self.sent.load(Relaxed),
+            received: self.received.load(Relaxed),
+        }
+    }
+}
+
+/// A connection into a cluster; dropping it is its end.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    counts: Arc<ClusterCounts>,
+    way: Way,
+}
+
+impl Carried {
+    /// One was let in.
+    pub(crate) fn new(counts: Arc<ClusterCounts>, way: Way) -> Self {
+        counts.way(way).entered.fetch_add(1, Relaxed);
+        Self { counts, way }
+    }
+
+    /// So many bytes went into the cluster.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.counts.way(self.way).sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// So many bytes came from there.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.counts.way(self.way).received.fetch_add(bytes, Relaxed);
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.counts.way(self.way).left.fetch_add(1, Relaxed);
+    }
+}
+
+/// What is counted of one cluster: of requests to its API server, and of connections into it.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterCounts {
     requests: [ByStatus; Verb::ALL.len()],
     refused: [AtomicU64; Refused::ALL.len()],
     durations: [Durations; 2],
+    ways: [WayCounts; Way::ALL.len()],
 }
 
-/// [`ClusterCounts`] at one moment, in the order of [`Verb::ALL`] and [`Refused::ALL`].
+/// [`ClusterCounts`] at one moment, in the order of [`Verb::ALL`], [`Refused::ALL`] and [`Way::ALL`].
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ClusterCountsSeen {
     pub(crate) requests: [[u64; 5]; Verb::ALL.len()],
     pub(crate) refused: [u64; Refused::ALL.len()],
     /// Of [`Verb::Read`] and [`Verb::Write`].
     pub(crate) durations: [DurationsSeen; 2],
+    pub(crate) ways: [WaySeen; Way::ALL.len()],
 }
 
 impl ClusterCounts {
+    /// The counts of a way.
+    pub(crate) const fn way(&self, way: Way) -> &WayCounts {
+        &self.ways[way as usize]
+    }
+
     /// A request has its answer's head, from the cluster or from here.
     pub(crate) fn answered(&self, verb: Verb, status: StatusCode) {
         self.requests[verb as usize].add(status);
@@ -208,6 +306,7 @@ impl ClusterCounts {
             requests: self.requests.each_ref().map(ByStatus::seen),
             refused: self.refused.each_ref().map(|n| n.load(Relaxed)),
             durations: self.durations.each_ref().map(Durations::seen),
+            ways: self.ways.each_ref().map(WayCounts::seen),
         }
     }
 }

@@ -11,7 +11,7 @@ use prometheus_client::registry::Unit;
 
 use super::{
     ClusterSeen, ConnectorSeen, Verified,
-    counts::{ClusterCountsSeen, DoorSeen, GATE_REFUSALS, Refused, Surface, Verb},
+    counts::{ClusterCountsSeen, DoorSeen, GATE_REFUSALS, Refused, Surface, Verb, Way, WaySeen},
     exposition::{Family, Labels, Samples},
     process::ProcessSeen,
 };
@@ -47,6 +47,7 @@ pub(crate) fn of(seen: &Seen<'_>) -> Vec<Family> {
     }];
     connectors(seen, &mut all);
     requests(seen, &mut all);
+    forwards(seen, &mut all);
     door(seen, &mut all);
     verify(seen, &mut all);
     process(seen, &mut all);
@@ -210,6 +211,34 @@ fn requests(seen: &Seen<'_>, all: &mut Vec<Family>) {
         "The most of each that one cluster may have",
         None,
         limits.into_iter().map(|(word, n)| (vec![("kind", word.to_owned())], n as f64)),
+    ));
+}
+
+fn forwards(seen: &Seen<'_>, all: &mut Vec<Family>) {
+    let of = |of: fn(&WaySeen) -> u64| -> Vec<(Labels, f64)> {
+        let ways = seen.clusters.iter().flat_map(|(c, n)| Way::ALL.into_iter().zip(&n.ways).map(move |way| (c, way)));
+        let used = ways.filter(|(_, (_, seen))| **seen != WaySeen::default());
+        used.map(|(c, (way, seen))| (with(cluster(&c.id), "way", way.word()), of(seen) as f64)).collect()
+    };
+    all.push(counter(
+        "guildnet_forward_connections",
+        "Connections into the cluster that were let in, by a forward or a proxy",
+        None,
+        of(|w| w.entered),
+    ));
+    all.push(gauge("guildnet_forward_connections_open", "Those that are open", None, of(|w| w.open)));
+    all.push(counter(
+        "guildnet_forward_failures",
+        "Connections that came to nothing, and ports that could not be had",
+        None,
+        of(|w| w.failed),
+    ));
+    all.push(counter("guildnet_forward_sent", "Bytes that went into the cluster", Some(Unit::Bytes), of(|w| w.sent)));
+    all.push(counter(
+        "guildnet_forward_received",
+        "Bytes that came from the cluster",
+        Some(Unit::Bytes),
+        of(|w| w.received),
     ));
 }
 

@@ -79,6 +79,11 @@ fn full() -> String {
     for status in [429, 503, 504, 502, 403, 404] {
         counts.refused(StatusCode::from_u16(status).expect("a status"));
     }
+    counts.way(Way::Socks).failed();
+    let carried = Carried::new(Arc::clone(&counts), Way::Forward);
+    carried.sent(10);
+    carried.received(20);
+    drop(Carried::new(Arc::clone(&counts), Way::Forward));
     metrics.door.certificate_ends(at(0));
     metrics.door.answered(Surface::Api, StatusCode::OK);
     let check =
@@ -92,7 +97,9 @@ fn full() -> String {
     let resting = ClusterSeen { id: id("b"), connector: ConnectorSeen::Disconnected };
     let unusable = ClusterSeen { id: id("c"), connector: ConnectorSeen::Unusable };
     let unknown = running(id("gone"));
-    metrics.render(vec![running(id("a")), resting, unusable, unknown], &places)
+    let text = metrics.render(vec![running(id("a")), resting, unusable, unknown], &places);
+    drop(carried);
+    text
 }
 
 /// Lines without `#`, without their values.
@@ -207,6 +214,11 @@ fn what_was_seen_is_told() {
         ("guildnet_proxy_request_duration_seconds_count{cluster=\"a\",verb=\"read\"}", 1.0),
         ("guildnet_proxy_requests_waiting{cluster=\"a\"}", 6.0),
         ("guildnet_proxy_requests_waiting{cluster=\"b\"}", 0.0),
+        ("guildnet_forward_connections_total{cluster=\"a\",way=\"forward\"}", 2.0),
+        ("guildnet_forward_connections_open{cluster=\"a\",way=\"forward\"}", 1.0),
+        ("guildnet_forward_failures_total{cluster=\"a\",way=\"socks5\"}", 1.0),
+        ("guildnet_forward_sent_bytes_total{cluster=\"a\",way=\"forward\"}", 10.0),
+        ("guildnet_forward_received_bytes_total{cluster=\"a\",way=\"forward\"}", 20.0),
         ("guildnet_door_certificate_end_timestamp_seconds", 1_800_000_000.0),
         ("guildnet_verify_checks{scope=\"cluster\",cluster=\"a\",result=\"pass\"}", 1.0),
         ("guildnet_verify_checks{scope=\"server\",result=\"pass\"}", 1.0),
@@ -215,6 +227,7 @@ fn what_was_seen_is_told() {
         assert_eq!(value(&text, series), expected, "{series}");
     }
     assert!(!text.contains("cause=\"no_flow\""), "what never happened");
+    assert!(!text.contains("way=\"connect\""), "what nobody has used");
     assert!(!text.contains("request_duration_seconds_count{cluster=\"a\",verb=\"stream\"}"), "streams have no end");
 }
 

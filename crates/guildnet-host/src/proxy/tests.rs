@@ -24,6 +24,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use self::api_server::{CLUSTER_TOKEN, LARGE, Server};
 use super::{
@@ -41,13 +42,13 @@ const HTTP1: &[&[u8]] = &[b"http/1.1"];
 const SOON: Duration = Duration::from_secs(1);
 
 /// A Host App with these clusters, and one more, `down`, whose connector is not ready.
-struct Clusters(BTreeMap<ClusterId, (ApiServer, bool)>);
+struct Clusters(BTreeMap<ClusterId, (ApiServer, CancellationToken)>);
 
 impl ApiServers for Clusters {
-    fn read_only(&self, id: &ClusterId) -> Result<bool, HostError> {
+    fn writing(&self, id: &ClusterId) -> Result<Option<CancellationToken>, HostError> {
         match self.0.get(id) {
-            Some((_, read_only)) => Ok(*read_only),
-            None if id.as_str() == "down" => Ok(false),
+            Some((_, writing)) => Ok(Some(writing.clone()).filter(|writing| !writing.is_cancelled())),
+            None if id.as_str() == "down" => Ok(Some(CancellationToken::new())),
             None => Err(HostError::unknown_cluster(id, &self.0.keys().cloned().collect::<Vec<_>>())),
         }
     }
@@ -62,10 +63,20 @@ impl ApiServers for Clusters {
     }
 }
 
-/// A door before the given API servers.
-async fn door(servers: &[(&str, &Server, bool)], bounds: Bounds) -> Served {
-    let of = |(id, server, read_only): &(&str, &Server, bool)| {
-        (id.parse().expect("an id"), (server.api.clone(), *read_only))
+fn writable() -> CancellationToken {
+    CancellationToken::new()
+}
+
+fn read_only() -> CancellationToken {
+    let writing = writable();
+    writing.cancel();
+    writing
+}
+
+/// A door before the given API servers; each may be written to until its token is cancelled.
+async fn door(servers: &[(&str, &Server, CancellationToken)], bounds: Bounds) -> Served {
+    let of = |(id, server, writing): &(&str, &Server, CancellationToken)| {
+        (id.parse().expect("an id"), (server.api.clone(), writing.clone()))
     };
     let clusters = Clusters(servers.iter().map(of).collect());
     Served::before(Arc::new(Fake::default()), Arc::new(clusters), Limits::new(bounds), |_| {}).await
@@ -74,7 +85,7 @@ async fn door(servers: &[(&str, &Server, bool)], bounds: Bounds) -> Served {
 /// One API server, `a`, and a door before it.
 async fn one(protocols: &[&[u8]]) -> (Server, Served) {
     let server = Server::start(protocols).await;
-    let served = door(&[("a", &server, false)], Bounds::default()).await;
+    let served = door(&[("a", &server, writable())], Bounds::default()).await;
     (server, served)
 }
 
@@ -324,7 +335,7 @@ async fn a_refused_upgrade_is_passed_back_with_its_reason() {
 async fn a_cluster_that_hangs_fills_its_own_places_only() {
     let (hanging, healthy) = (Server::start(HTTP2).await, Server::start(HTTP2).await);
     let bounds = Bounds { short: 4, waiting: 0, lasting: 2, ..Bounds::default() };
-    let served = door(&[("a", &hanging, false), ("b", &healthy, false)], bounds).await;
+    let served = door(&[("a", &hanging, writable()), ("b", &healthy, writable())], bounds).await;
     let client = Http2::connect(&served).await;
     let stuck: Vec<_> = (0..4)
         .map(|_| {
@@ -354,7 +365,7 @@ async fn a_cluster_that_hangs_fills_its_own_places_only() {
 #[tokio::test]
 async fn a_read_only_cluster_is_read_and_nothing_else() {
     let server = Server::start(HTTP2).await;
-    let served = door(&[("a", &server, true)], Bounds::default()).await;
+    let served = door(&[("a", &server, read_only())], Bounds::default()).await;
     let client = Http2::connect(&served).await;
     assert_eq!(client.get("/k8s/a/api/v1/pods").await.status(), 200);
     let review = "/k8s/a/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -374,6 +385,22 @@ async fn a_read_only_cluster_is_read_and_nothing_else() {
     let shell = served.raw("GET /k8s/a/api/v1/namespaces/x/pods/p/exec?command=sh", &upgrade, "").await;
     assert!(shell.starts_with("HTTP/1.1 403 "), "{shell}");
     assert_eq!(server.seen.paths().len(), before, "none of it was passed on");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_open_shell_ends_when_its_cluster_becomes_read_only() {
+    let (server, writing) = (Server::start(HTTP2).await, writable());
+    let served = door(&[("a", &server, writing.clone())], Bounds::default()).await;
+    let more = "connection: Upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n";
+    let mut shell = ask_over_http1(&served, "GET /k8s/a/api/v1/namespaces/x/pods/p/exec?command=sh", more).await;
+    assert!(head(&mut shell).await.starts_with("HTTP/1.1 101 "));
+    shell.write_all(b"ls").await.expect("sent");
+    let mut echoed = [0; 2];
+    shell.read_exact(&mut echoed).await.expect("it is open");
+    writing.cancel();
+    // Cut: how TLS calls it is its affair.
+    let _ = timeout(SOON, shell.read_to_end(&mut Vec::new())).await.expect("it has ended");
     served.stop().await;
 }
 

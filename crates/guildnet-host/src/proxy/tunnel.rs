@@ -31,23 +31,36 @@ pub(crate) struct Life {
     pub(crate) cut: CancellationToken,
 }
 
-/// Connects the client, once it has switched too, with the far end.
-pub(super) fn spawn(near: OnUpgrade, far: Box<dyn Io>, place: Place, life: Life) {
-    let Life { slot, tasks, cut } = life;
-    let tunnel = async move {
-        let _held = (slot, place);
-        let tunnel = async {
-            let near = TokioIo::new(near.await.map_err(io::Error::other)?);
-            copy(near, far).await
+/// A tunnel whose far end is not known yet.
+pub(super) struct Tunnel {
+    /// The client, once it has switched.
+    pub(super) near: OnUpgrade,
+    pub(super) place: Place,
+    pub(super) life: Life,
+    /// Cancelled when the cluster becomes read-only.
+    pub(super) writing: CancellationToken,
+}
+
+impl Tunnel {
+    /// Connects the client with the far end.
+    pub(super) fn spawn(self, far: Box<dyn Io>) {
+        let Self { near, place, life: Life { slot, tasks, cut }, writing } = self;
+        let tunnel = async move {
+            let _held = (slot, place);
+            let tunnel = async {
+                let near = TokioIo::new(near.await.map_err(io::Error::other)?);
+                copy(near, far).await
+            };
+            match cut.run_until_cancelled(writing.run_until_cancelled(tunnel)).await {
+                Some(Some(Ok(()))) => tracing::debug!("tunnel ended"),
+                Some(Some(Err(why))) => tracing::debug!(%why, "tunnel broke off"),
+                Some(None) => tracing::info!("tunnel cut: the cluster is read-only from now on"),
+                None => tracing::debug!("tunnel cut"),
+            }
         };
-        match cut.run_until_cancelled(tunnel).await {
-            Some(Ok(())) => tracing::debug!("tunnel ended"),
-            Some(Err(why)) => tracing::debug!(%why, "tunnel broke off"),
-            None => tracing::debug!("tunnel cut"),
-        }
-    };
-    // The log names its request and its cluster.
-    tasks.spawn(tunnel.in_current_span());
+        // The log names its request and its cluster.
+        tasks.spawn(tunnel.in_current_span());
+    }
 }
 
 /// Copies both ways until one side has ended, and a little longer the other way.

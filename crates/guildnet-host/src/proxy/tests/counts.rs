@@ -52,7 +52,7 @@ async fn requests_are_counted_by_what_they_want_and_how_they_end() {
 #[tokio::test]
 async fn a_refusal_is_counted_by_its_reason_and_not_timed() {
     let server = Server::start(HTTP2).await;
-    let served = door(&[("a", &server, true)], Bounds { lasting: 0, ..Bounds::default() }).await;
+    let served = door(&[("a", &server, read_only())], Bounds { lasting: 0, ..Bounds::default() }).await;
     let client = Http2::connect(&served).await;
     text(client.send("DELETE", "/k8s/a/api/v1/nodes/n", "").await).await;
     text(client.get("/k8s/a/api/v1/pods?watch=true").await).await;
