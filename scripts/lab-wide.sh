@@ -17,7 +17,7 @@ cargo build --release --locked -p guildnet -p guildnet-lab -p guildnet-tailnet -
 # A test takes its lab down; this is for the one that is killed.
 trap 'timeout 60 "${CARGO_TARGET_DIR:-target}/release/guildnet-lab" down' EXIT
 status=0
-timeout "${LIMIT:-60m}" cargo nextest run --release --locked -p guildnet-lab --test wide --test paths --no-fail-fast --success-output immediate \
+timeout "${LIMIT:-90m}" cargo nextest run --release --locked -p guildnet-lab --test wide --test paths --no-fail-fast --success-output immediate \
     -E "test($tests)" || status=$?
 echo "$tests: $SECONDS s, $( ((status == 0)) && echo passed || echo FAILED )" >&2
 exit "$status"

@@ -107,7 +107,9 @@ const PARTS: &[Part] = &[
 const FLOW: u64 = 10;
 /// Rounds over each link and of a gigabyte: they are long.
 const LONG_ROUNDS: usize = 2;
-/// Seconds for which processes are at rest, before and while they are looked at.
+/// Seconds after which the bustle of joining has ended (tailscale looks for paths for 45 s), and for which processes at rest are
+/// looked at.
+const SETTLED: u64 = 50;
 const REST: u64 = 10;
 /// As many connectors join at once.
 const JOINING: usize = 10;
@@ -345,10 +347,8 @@ impl Bench<'_> {
             for at_once in (JOINING..count).step_by(JOINING).chain([count]) {
                 rounds(&mut peers, &format!("crowd {at_once}"), 1)?;
             }
-            // The first rest lets the bustle of joining end.
-            let rest = format!("rest {REST}");
-            together(&mut peers, &rest)?;
-            let answers = together(&mut peers, &rest)?;
+            together(&mut peers, &format!("rest {}", if self.args.quick { REST } else { SETTLED }))?;
+            let answers = together(&mut peers, &format!("rest {REST}"))?;
             let column = |of: &dyn Fn(usize) -> f64| {
                 peers.iter().enumerate().map(|(k, peer)| (peer.kind, vec![of(k)])).collect::<Vec<_>>()
             };

@@ -24,7 +24,7 @@ pub(crate) const CALLS: usize = 50;
 /// How often nodes are told to go until none is left.
 const FORGET_TRIES: usize = 30;
 /// How long a join may take, first dial included.
-pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(240);
 /// Between two tries of a join: a connector that has just started has no router yet.
 pub(crate) const JOIN_PAUSE: Duration = Duration::from_millis(20);
 /// How long a connector may take to leave.

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
+use tokio::io::BufReader;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, tungstenite::client::IntoClientRequest as _};
 use url::Url;
@@ -22,6 +23,10 @@ use crate::figures::Failure;
 
 /// What one answer may be ahead of its reader, bytes: about what Go's client allows.
 const WINDOW: u32 = 4 << 20;
+
+/// Bytes that are read at once: rustls alone asks for 4 KiB, which on a kernel's socket are four system calls for a record
+/// where Go needs two.
+const READ: usize = 32 << 10;
 
 /// A way to one API server.
 pub(crate) struct Way {
@@ -42,14 +47,16 @@ struct Road {
 }
 
 impl Road {
-    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<TlsStream<Box<dyn Io>>, Failure> {
-        let stream = self.dialer.dial(self.to).await?;
+    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<Secured, Failure> {
+        let stream = BufReader::with_capacity(READ, self.dialer.dial(self.to).await?);
         Ok(TlsConnector::from(tls).connect(self.tls_name.clone(), stream).await?)
     }
 }
 
 /// A WebSocket to an API server.
-pub(crate) type Socket = WebSocketStream<TlsStream<Box<dyn Io>>>;
+pub(crate) type Socket = WebSocketStream<Secured>;
+
+type Secured = TlsStream<BufReader<Box<dyn Io>>>;
 
 /// An answer's body, as it comes.
 pub(crate) struct Pieces(Incoming);

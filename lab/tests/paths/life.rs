@@ -34,13 +34,13 @@ const HUNG_RELAY: Duration = Duration::from_secs(45);
 /// How long a relay that is back is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 /// How long Headscale is away.
-const AWAY: Duration = Duration::from_secs(120);
+const AWAY: Duration = Duration::from_secs(600);
 /// How long it may take until a state is told: a server that is back is tried again within a minute.
 const TOLD: Duration = Duration::from_secs(90);
 /// How long the tunnel has traffic: a session is renewed every two minutes.
 const BUSY: Duration = Duration::from_secs(310);
 /// How long it has none: longer than any session lives.
-const IDLE: Duration = Duration::from_secs(190);
+const IDLE: Duration = Duration::from_secs(600);
 /// The longest stall of a flow that nothing happens to, and the longest dial.
 const STALL: Duration = Duration::from_secs(1);
 
