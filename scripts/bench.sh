@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make bench`: the connector beside Go's tsnet, interleaved, on the lab's cluster a (`make up` first; as root, for what needs a link; half an
+# `make bench`: the connector beside Go's tsnet, interleaved, on the lab's cluster a (`make up` first; as root, for what needs a link; an
 # hour); `make bench-quick`: a fair part of it, in fewer rounds. Both leave their figures and a chart in bench/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."

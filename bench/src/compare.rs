@@ -105,8 +105,6 @@ const PARTS: &[Part] = &[
 
 /// Seconds of one flow over a link, and by the relay.
 const FLOW: u64 = 10;
-/// Rounds over each link and of a gigabyte: they are long.
-const LONG_ROUNDS: usize = 2;
 /// Seconds after which the bustle of joining has ended (tailscale looks for paths for 45 s), and for which processes at rest are
 /// looked at.
 const SETTLED: u64 = 50;
@@ -207,8 +205,9 @@ impl Bench<'_> {
         if self.args.quick { FLOW * 3 / 5 } else { FLOW }
     }
 
+    /// Rounds of what takes long.
     fn long_rounds(&self) -> usize {
-        if self.args.quick { 1 } else { self.args.rounds.min(LONG_ROUNDS) }
+        if self.args.quick { 1 } else { self.args.rounds }
     }
 
     /// The client host, if there is to be one.
