@@ -44,7 +44,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use api::HostApi;
-pub(crate) use serve::GRACE;
 pub(crate) use token::token;
 
 pub(crate) use token::{equal, existing as existing_token};

@@ -35,7 +35,6 @@ use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
     sync::{Mutex as AsyncMutex, Semaphore, broadcast},
-    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -49,6 +48,7 @@ pub(crate) use lease::{Lease, Said};
 
 use crate::{
     HostError,
+    drain::drain,
     error::Explained as _,
     metrics::Metrics,
     names::{Destination, OpenError},
@@ -431,14 +431,8 @@ impl Forwards {
     /// Ends all of them: nobody is let in any more, and connections that have not ended within the grace are cut. Returns when
     /// everything has ended.
     pub(crate) async fn shut(&self, grace: Duration) {
-        let Around { tasks, stop, cut, .. } = &self.around;
-        stop.cancel();
-        tasks.close();
-        if timeout(grace, tasks.wait()).await.is_err() {
-            tracing::info!(left = tasks.len(), "the grace is over: open connections into clusters are cut");
-            cut.cancel();
-            tasks.wait().await;
-        }
+        self.around.stop.cancel();
+        drain(&self.around.tasks, &self.around.cut, grace, "open connections into clusters").await;
     }
 }
 

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Handed, HostError, Progress, Settings,
     daemon::Instance,
-    door::{Door, GRACE, Listen},
+    door::{Door, Listen},
+    drain::GRACE,
     error::Explained as _,
     fleet::Fleet,
     forward::{Forwards, Open},

@@ -18,6 +18,7 @@ mod cluster;
 mod contexts;
 pub mod daemon;
 mod door;
+mod drain;
 mod error;
 mod events;
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
     verify::{Report, Verdict},
 };
 
-pub(crate) use counts::{Begun, Carried, ClusterCounts, DoorCounts, Open, Surface, Timed, Verb, Way};
+pub(crate) use counts::{Begun, ClusterCounts, DoorCounts, Open, Surface, Timed, Verb, Way, WayCounts};
 pub(crate) use exposition::CONTENT_TYPE;
 
 /// How long a connector may take to show itself. It answers at once with what it knows; one whose thread is busy for longer is

@@ -38,7 +38,7 @@ use tracing::Instrument as _;
 pub(crate) use self::report::set_state;
 
 use self::{
-    flows::Flows,
+    flows::{Flow, Flows},
     listen::Listeners,
     locate::Locator,
     peers::{Peers, SlotId},
@@ -381,7 +381,7 @@ impl Node {
     }
 
     fn make_runnable(&mut self, id: u64) {
-        if self.flows.get_mut(id).is_some_and(|flow| !std::mem::replace(&mut flow.queued, true)) {
+        if self.flows.get_mut(id).is_some_and(Flow::queue) {
             self.runnable.push_back(id);
         }
     }

@@ -35,6 +35,7 @@ use super::{
     session::Sessions,
 };
 use crate::{
+    drain::{GRACE, drain},
     metrics::Metrics,
     pki,
     proxy::{ApiServers, Limits},
@@ -61,8 +62,6 @@ const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 const SEND_BUFFER: usize = 128 * 1024;
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take to answer.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
-/// What open requests, dials and connections into clusters get when the Host App stops.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system refuses (no file descriptors left): nothing tells when one is free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -122,12 +121,7 @@ impl Server {
         }
         drop(listener);
         self.stopping.cancel();
-        self.tasks.close();
-        if timeout(GRACE, self.tasks.wait()).await.is_err() {
-            tracing::info!(left = self.tasks.len(), "the grace is over: open connections are cut");
-            self.cut.cancel();
-            self.tasks.wait().await;
-        }
+        drain(&self.tasks, &self.cut, GRACE, "open connections").await;
     }
 }
 

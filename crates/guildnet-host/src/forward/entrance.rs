@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Open, connect, credential::Credential, socks};
 use crate::{
-    metrics::{Carried, Metrics, Way},
+    metrics::{ClusterCounts, Metrics, Way, WayCounts},
     names::{Destination, OpenError},
 };
 
@@ -114,10 +114,7 @@ pub struct Traffic {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     listening: AtomicBool,
-    open: AtomicUsize,
-    total: AtomicU64,
-    sent: AtomicU64,
-    received: AtomicU64,
+    counts: WayCounts,
     last: Mutex<Option<Trouble>>,
 }
 
@@ -128,12 +125,13 @@ impl Seen {
     }
 
     fn now(&self) -> Traffic {
+        let counts = self.counts.seen();
         Traffic {
             listening: self.listening.load(Ordering::Relaxed),
-            open: self.open.load(Ordering::Relaxed),
-            total: self.total.load(Ordering::Relaxed),
-            sent: self.sent.load(Ordering::Relaxed),
-            received: self.received.load(Ordering::Relaxed),
+            open: usize::try_from(counts.open).unwrap_or(usize::MAX),
+            total: counts.entered,
+            sent: counts.sent,
+            received: counts.received,
             last_error: self.last().clone(),
         }
     }
@@ -170,15 +168,22 @@ pub(super) struct Gate {
 /// A connection's share of what may be open at once.
 pub(super) struct Place {
     gate: Arc<Gate>,
-    /// `None` for a cluster that is not counted: it is being removed.
-    carried: Option<Carried>,
+    /// The cluster's; `None` for one that is being removed.
+    counts: Option<Arc<ClusterCounts>>,
     _here: OwnedSemaphorePermit,
     _in_all: OwnedSemaphorePermit,
 }
 
+impl Place {
+    /// Counts for the entrance and for its cluster.
+    fn count(&self, add: impl Fn(&WayCounts)) {
+        self.gate.count(self.counts.as_deref(), add);
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gate.seen.open.fetch_sub(1, Ordering::Relaxed);
+        self.count(WayCounts::left);
     }
 }
 
@@ -301,11 +306,10 @@ impl Gate {
         let here = take(&self.room).map_err(|_| format!("more than {HERE} connections at once here"))?;
         let in_all =
             take(&self.around.room).map_err(|_| "too many connections at once into all clusters".to_owned())?;
-        self.seen.open.fetch_add(1, Ordering::Relaxed);
-        self.seen.total.fetch_add(1, Ordering::Relaxed);
         let counts = self.around.metrics.of(&self.cluster);
-        let carried = counts.map(|counts| Carried::new(counts, self.kind.way()));
-        Ok(Place { gate: Arc::clone(self), carried, _here: here, _in_all: in_all })
+        let place = Place { gate: Arc::clone(self), counts, _here: here, _in_all: in_all };
+        place.count(WayCounts::entered);
+        Ok(place)
     }
 
     /// Opens a stream in the cluster.
@@ -320,7 +324,7 @@ impl Gate {
 
     /// Copies both ways until both have ended, and counts.
     pub(super) async fn carry(&self, mut near: impl Io, far: Box<dyn Io>, place: Place) {
-        let mut far = Counted { far, seen: &self.seen, carried: place.carried.as_ref() };
+        let mut far = Counted { far, place: &place };
         let ended = tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await;
         if let Err(why) = ended {
             tracing::debug!(cluster = %self.cluster, local = %self.local, %why, "a connection broke off");
@@ -333,12 +337,18 @@ impl Gate {
         self.unproven.enter()
     }
 
+    /// Counts here and for the cluster.
+    fn count(&self, cluster: Option<&ClusterCounts>, add: impl Fn(&WayCounts)) {
+        add(&self.seen.counts);
+        if let Some(counts) = cluster {
+            add(counts.way(self.kind.way()));
+        }
+    }
+
     /// Notes what went wrong.
     fn failed(&self, why: String) {
         tracing::debug!(cluster = %self.cluster, local = %self.local, why, "a connection came to nothing");
-        if let Some(counts) = self.around.metrics.of(&self.cluster) {
-            counts.way(self.kind.way()).failed();
-        }
+        self.count(self.around.metrics.of(&self.cluster).as_deref(), WayCounts::failed);
         let trouble = Trouble { at: Timestamp::now(), why };
         *self.seen.last() = Some(trouble.clone());
         // Nobody may be listening.
@@ -386,33 +396,17 @@ impl Drop for Unproved<'_> {
 }
 
 /// A stream into a cluster whose bytes are counted.
-struct Counted<'s> {
+struct Counted<'p> {
     far: Box<dyn Io>,
-    seen: &'s Seen,
-    carried: Option<&'s Carried>,
-}
-
-impl Counted<'_> {
-    fn received(&self, bytes: usize) {
-        self.seen.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(carried) = self.carried {
-            carried.received(bytes as u64);
-        }
-    }
-
-    fn sent(&self, bytes: usize) {
-        self.seen.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(carried) = self.carried {
-            carried.sent(bytes as u64);
-        }
-    }
+    place: &'p Place,
 }
 
 impl AsyncRead for Counted<'_> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.far).poll_read(cx, buf);
-        self.received(buf.filled().len() - before);
+        let received = buf.filled().len() - before;
+        self.place.count(|counts| counts.received(received));
         read
     }
 }
@@ -421,7 +415,7 @@ impl AsyncWrite for Counted<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.far).poll_write(cx, buf);
         if let Poll::Ready(Ok(n)) = &written {
-            self.sent(*n);
+            self.place.count(|counts| counts.sent(*n));
         }
         written
     }

@@ -195,7 +195,7 @@ impl Way {
     }
 }
 
-/// What is counted of one way into one cluster.
+/// What is counted of one way into one cluster, and of one forward.
 #[derive(Debug, Default)]
 pub(crate) struct WayCounts {
     entered: AtomicU64,
@@ -216,12 +216,32 @@ pub(crate) struct WaySeen {
 }
 
 impl WayCounts {
+    /// A connection was let in.
+    pub(crate) fn entered(&self) {
+        self.entered.fetch_add(1, Relaxed);
+    }
+
+    /// One that was let in has ended.
+    pub(crate) fn left(&self) {
+        self.left.fetch_add(1, Relaxed);
+    }
+
     /// A connection came to nothing, or the port could not be had.
     pub(crate) fn failed(&self) {
         self.failed.fetch_add(1, Relaxed);
     }
 
-    fn seen(&self) -> WaySeen {
+    /// So many bytes went into the cluster.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// So many bytes came from there.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn seen(&self) -> WaySeen {
         // In this order: what ends in between has not left before it entered.
         let left = self.left.load(Relaxed);
         let entered = self.entered.load(Relaxed);
@@ -232,37 +252,6 @@ impl WayCounts {
             sent: self.sent.load(Relaxed),
             received: self.received.load(Relaxed),
         }
-    }
-}
-
-/// A connection into a cluster; dropping it is its end.
-#[derive(Debug)]
-pub(crate) struct Carried {
-    counts: Arc<ClusterCounts>,
-    way: Way,
-}
-
-impl Carried {
-    /// One was let in.
-    pub(crate) fn new(counts: Arc<ClusterCounts>, way: Way) -> Self {
-        counts.way(way).entered.fetch_add(1, Relaxed);
-        Self { counts, way }
-    }
-
-    /// So many bytes went into the cluster.
-    pub(crate) fn sent(&self, bytes: u64) {
-        self.counts.way(self.way).sent.fetch_add(bytes, Relaxed);
-    }
-
-    /// So many bytes came from there.
-    pub(crate) fn received(&self, bytes: u64) {
-        self.counts.way(self.way).received.fetch_add(bytes, Relaxed);
-    }
-}
-
-impl Drop for Carried {
-    fn drop(&mut self) {
-        self.counts.way(self.way).left.fetch_add(1, Relaxed);
     }
 }
 

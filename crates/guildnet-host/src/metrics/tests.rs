@@ -80,10 +80,12 @@ fn full() -> String {
         counts.refused(StatusCode::from_u16(status).expect("a status"));
     }
     counts.way(Way::Socks).failed();
-    let carried = Carried::new(Arc::clone(&counts), Way::Forward);
-    carried.sent(10);
-    carried.received(20);
-    drop(Carried::new(Arc::clone(&counts), Way::Forward));
+    let way = counts.way(Way::Forward);
+    way.entered();
+    way.sent(10);
+    way.received(20);
+    way.entered();
+    way.left();
     metrics.door.certificate_ends(at(0));
     metrics.door.answered(Surface::Api, StatusCode::OK);
     let check =
@@ -97,9 +99,7 @@ fn full() -> String {
     let resting = ClusterSeen { id: id("b"), connector: ConnectorSeen::Disconnected };
     let unusable = ClusterSeen { id: id("c"), connector: ConnectorSeen::Unusable };
     let unknown = running(id("gone"));
-    let text = metrics.render(vec![running(id("a")), resting, unusable, unknown], &places);
-    drop(carried);
-    text
+    metrics.render(vec![running(id("a")), resting, unusable, unknown], &places)
 }
 
 /// Lines without `#`, without their values.

@@ -76,6 +76,11 @@ impl Flow {
         Self { cell, tuple, local, target, role, answer, race, opened, queued, stalled, limit, due }
     }
 
+    /// Takes a place in line for a turn. Returns whether it had none.
+    pub(super) const fn queue(&mut self) -> bool {
+        !std::mem::replace(&mut self.queued, true)
+    }
+
     /// Gives the open flow to its dialler. If nobody takes the stream it is dropped, and that closes the flow.
     pub(super) fn deliver(&mut self) {
         if let Some(answer) = self.answer.take() {

@@ -217,7 +217,7 @@ impl Node {
             return;
         };
         flow.cell.tcp().input(now, segment);
-        if !std::mem::replace(&mut flow.queued, true) {
+        if flow.queue() {
             self.runnable.push_back(id);
         }
         if self.fed.last() != Some(&id) {
