@@ -61,6 +61,9 @@ pub(crate) enum Action {
     /// Tell the peer through the relay that we have no address: it drops those of earlier calls, and with them the path by which it
     /// sends into the void. It would trust that for up to 6.5 s more. Source: magicsock, `handleCallMeMaybe`.
     Withdraw,
+    /// The relay is used beside the path of before, which may have lost all that was sent since it was last heard of: what waits for
+    /// a timer is sent now.
+    Resend,
 }
 
 /// Where a packet goes: to an address, through the relay, or both while that address is in doubt.
@@ -120,6 +123,8 @@ pub(crate) struct Path {
     last_received: Option<Instant>,
     /// When the first packet was sent that wants an answer and has none.
     unanswered: Option<Instant>,
+    /// Whether the peer was told so.
+    told: bool,
     /// The heartbeat on the path of now that has no answer: since when, and whether it was repeated.
     heartbeat: Option<(Instant, bool)>,
     /// When the last packet came, other than a pong, and whether the one before it was close.
@@ -144,6 +149,7 @@ impl Path {
             last_sent: None,
             last_received: None,
             unanswered: None,
+            told: false,
             heartbeat: None,
             last_packet: None,
             streams: false,
@@ -197,17 +203,16 @@ impl Path {
     pub(crate) fn forget(&mut self) {
         self.candidates.retain(|c| c.source == Source::Map);
         self.best = None;
-        self.unanswered = None;
+        self.expect_nothing();
         self.heartbeat = None;
         self.pings.clear();
     }
 
     /// This end has another address: the path of now is in doubt, and everything is tried again.
     pub(crate) fn on_moved(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if let Some(best) = &mut self.best {
-            best.suspect = Some(now);
-        }
-        (self.unanswered, self.heartbeat) = (None, None);
+        self.doubt(now, out);
+        self.expect_nothing();
+        self.heartbeat = None;
         self.pings.clear();
         if self.warm || self.is_active(now) {
             self.start_rounds(now, out);
@@ -222,7 +227,7 @@ impl Path {
         if wants_answer {
             self.unanswered.get_or_insert(now);
         }
-        self.doubt_if_silent(now);
+        self.doubt_if_silent(now, out);
         if !self.is_trusted(now) {
             if !was_active || self.next_round.is_none() {
                 self.start_rounds(now, out);
@@ -245,7 +250,7 @@ impl Path {
         self.last_received = Some(now);
         let before = self.last_packet.replace(now);
         self.streams = before.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
-        self.unanswered = None;
+        self.expect_nothing();
     }
 
     /// A ping came from `from`: a candidate, and the hole in our NAT for it may just have been made by the peer.
@@ -270,7 +275,7 @@ impl Path {
             if addrs.contains(&best.addr) {
                 return;
             }
-            self.best = Some(Best { suspect: Some(now), ..best });
+            self.doubt(now, out);
         }
         for addr in addrs.iter().filter(|addr| is_usable(**addr)).take(MAX_CANDIDATES) {
             self.ping(now, *addr, out);
@@ -306,7 +311,7 @@ impl Path {
             return false;
         }
         // The path was silent, the peer is not: data gets a new second to be answered.
-        self.unanswered = None;
+        self.expect_nothing();
         self.rounds = 0;
         self.next_round = Some(now + UPGRADE);
         self.schedule_heartbeat(now);
@@ -323,7 +328,7 @@ impl Path {
     /// To be called at [`Path::next`], or at any other time.
     pub(crate) fn on_tick(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.last_tick = Some(now);
-        self.doubt_if_silent(now);
+        self.doubt_if_silent(now, out);
         self.forget_old(now);
         let wanted = self.warm || self.is_active(now);
         if self.next_heartbeat.is_some_and(|at| at <= now) {
@@ -362,7 +367,8 @@ impl Path {
     /// When [`Path::on_tick`] has something to do.
     pub(crate) fn next(&self) -> Option<Instant> {
         let active_until = self.last_sent.map(|at| at + ACTIVE);
-        let silent = self.best.filter(|best| best.suspect.is_none()).and(self.unanswered).map(|at| at + SILENCE_LIMIT);
+        let may_doubt = self.best.is_some_and(|best| best.suspect.is_none());
+        let silent = self.unanswered.filter(|_| may_doubt || !self.told).map(|at| at + SILENCE_LIMIT);
         let suspect = self.best.and_then(|best| best.suspect).map(|at| at + SUSPECT);
         // A heartbeat that is not answered ends the trust between two ticks; that matters only while in use.
         let trust = self.best.filter(|b| b.suspect.is_none() && self.rounds == 0).map(|best| best.last_pong + TRUST);
@@ -424,18 +430,32 @@ impl Path {
         self.ping(now, to, out);
     }
 
-    fn doubt_if_silent(&mut self, now: Instant) {
+    /// Nothing that was sent is waited for.
+    const fn expect_nothing(&mut self) {
+        (self.unanswered, self.told) = (None, false);
+    }
+
+    /// The path of now is tried beside the relay, for a while.
+    fn doubt(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if let Some(best) = &mut self.best {
+            best.suspect = Some(now);
+            out.push(Action::Resend);
+        }
+    }
+
+    fn doubt_if_silent(&mut self, now: Instant, out: &mut Vec<Action>) {
         let since = |at: Instant| now.saturating_duration_since(at);
         let unanswered = self.unanswered.is_some_and(|at| since(at) >= SILENCE_LIMIT);
         let patience = self.best.map_or(SILENCE_LIMIT, |best| best.patience());
         let unheard = self.heartbeat.is_some_and(|(at, _)| since(at) >= patience);
-        if (unanswered || unheard)
-            && let Some(best) = &mut self.best
-            && best.suspect.is_none()
-        {
-            best.suspect = Some(now);
+        if (unanswered || unheard) && self.best.is_some_and(|best| best.suspect.is_none()) {
+            self.doubt(now, out);
             self.rounds = 0;
             self.next_round = Some(now);
+        } else if unanswered && !self.told && !self.is_trusted(now) {
+            // By the relay it should have arrived: the peer answers by a path that it trusts and that leads nowhere.
+            self.told = true;
+            out.extend([Action::Withdraw, Action::Resend]);
         }
     }
 
@@ -486,7 +506,8 @@ impl Path {
             self.next_round = Some(now + UPGRADE);
             return;
         }
-        if self.rounds == 0 && self.best.is_some_and(|best| best.suspect.is_some()) {
+        if self.rounds == 0 && !self.told && self.best.is_some_and(|best| best.suspect.is_some()) {
+            self.told = true;
             out.push(Action::Withdraw);
         }
         out.push(Action::Call);

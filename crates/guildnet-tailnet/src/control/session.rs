@@ -24,9 +24,11 @@ use super::{
 };
 use crate::netmap::{NetMap, Update};
 
-/// How long the head of an answer may take.
+/// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long the map stream may be silent: two keep-alives (Headscale sends one every 50 to 59 s) and no third chance.
+/// How long the map stream may be silent: two keep-alives (Headscale sends one every 50 to 59 s) and no third chance. Its
+/// beginning included, which comes with the first map: a busy Headscale was seen to take more than half a minute for one of a
+/// thousand nodes, and who asks again meanwhile makes it begin again.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// How long changes of the local report are collected: addresses come in bursts when a network changes.
 const REPORT_DELAY: Duration = Duration::from_millis(250);
@@ -80,7 +82,7 @@ impl Session<'_> {
         let config = self.config;
         let mut reported = choose_home(self.reports.borrow_and_update().clone(), config.identity.home_relay(), None);
         let request = MapRequest::stream(CAPABILITY.into(), keys(config), &config.hostname, &reported);
-        let mut reader = MapReader::new(within(http.post("/machine/map", &request)).await?);
+        let mut reader = MapReader::new(within(SILENCE_LIMIT, http.post("/machine/map", &request)).await?);
         let mut map: Option<NetMap> = None;
         let mut silent_since = Instant::now();
         let mut tell_at: Option<Instant> = None;
@@ -189,7 +191,7 @@ fn take(known: &mut Option<NetMap>, update: Update) -> Result<Option<NetMap>, En
 /// Sends a lite update, and keeps the home relay for the next start.
 async fn tell_server(http: &Http, config: &ControlConfig, report: LocalReport) -> Result<(), End> {
     let request = MapRequest::lite(CAPABILITY.into(), keys(config), &config.hostname, &report);
-    within(http.ask("/machine/map", &request)).await?;
+    within(ANSWER_LIMIT, http.ask("/machine/map", &request)).await?;
     if let Some(region) = report.home_relay {
         let identity = config.identity.clone();
         blocking(move || identity.keep_home_relay(region)).await?;
@@ -197,10 +199,10 @@ async fn tell_server(http: &Http, config: &ControlConfig, report: LocalReport) -
     Ok(())
 }
 
-async fn within<T>(request: impl Future<Output = Result<T, HttpError>>) -> Result<T, End> {
-    match timeout(ANSWER_LIMIT, request).await {
+async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, HttpError>>) -> Result<T, End> {
+    match timeout(limit, request).await {
         Ok(answer) => answer.map_err(|e| End::Broken(e.to_string())),
-        Err(_) => Err(End::Broken(format!("the server did not answer within {ANSWER_LIMIT:?}"))),
+        Err(_) => Err(End::Broken(format!("the server did not answer within {limit:?}"))),
     }
 }
 

@@ -258,6 +258,7 @@ impl Node {
                     self.send_call(peer);
                 }
                 Action::Withdraw => self.send_addresses(peer, &[]),
+                Action::Resend => self.hurry_flows(peer, now),
             }
         }
         self.actions = actions;

@@ -67,6 +67,12 @@ impl Fixture {
         actions.iter().filter_map(|a| if let Action::Ping { to, .. } = a { Some(*to) } else { None }).collect()
     }
 
+    /// What was wanted beside pings.
+    fn asked(&mut self) -> Vec<Action> {
+        let actions = std::mem::take(&mut self.out);
+        actions.into_iter().filter(|action| !matches!(action, Action::Ping { .. })).collect()
+    }
+
     /// With a trusted path.
     fn direct() -> Self {
         let mut f = Self::new();
@@ -214,9 +220,23 @@ fn a_path_that_falls_silent_is_withdrawn_once_before_the_peer_is_called_again() 
     f.wait(SILENCE_LIMIT);
     assert!(f.send().relay);
     f.wait(ms(4_000));
-    let asked: Vec<_> = f.out.iter().filter(|action| !matches!(action, Action::Ping { .. })).collect();
-    assert_eq!(asked[..2], [&Action::Withdraw, &Action::Call]);
-    assert!(asked.len() > 2 && asked[2..].iter().all(|action| **action == Action::Call), "{asked:?}");
+    let asked = f.asked();
+    assert_eq!(asked[..3], [Action::Resend, Action::Withdraw, Action::Call]);
+    assert!(asked.len() > 3 && asked[3..].iter().all(|action| *action == Action::Call), "{asked:?}");
+}
+
+#[test]
+fn a_peer_that_trusts_a_path_of_its_own_into_the_void_is_told_so_once_in_each_silence() {
+    let mut f = Fixture::new();
+    for _ in 0..2 {
+        assert!(f.send().relay);
+        f.wait(SILENCE_LIMIT);
+        f.send();
+        f.wait(ms(4_000));
+        let told: Vec<_> = f.asked().into_iter().filter(|action| *action != Action::Call).collect();
+        assert_eq!(told, [Action::Withdraw, Action::Resend]);
+        f.path.on_received(f.now);
+    }
 }
 
 #[test]
