@@ -8,6 +8,7 @@
 mod budget;
 mod chunks;
 mod cubic;
+mod rack;
 mod receive;
 mod rtt;
 mod send;

@@ -12,6 +12,7 @@ use std::{
 use super::{
     budget::Share,
     cubic::Cubic,
+    rack::{Newly, Rack},
     rtt::{Rtt, backed_off},
     written::Written,
 };
@@ -24,8 +25,6 @@ const PROBE_SLACK: Duration = Duration::from_millis(2);
 const DUPLICATES: u64 = 3;
 /// Ranges on their way: what bounds a flow that sends crumbs.
 const MAX_SENT: usize = 4096;
-/// The most that the reordering window grows to, in quarters of the smallest round trip; it never exceeds a round trip.
-const MAX_SPREAD: u32 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -137,15 +136,7 @@ pub(super) struct Sender {
     cubic: Cubic,
     /// Whether the congestion window held something back since the last acknowledgement.
     full: bool,
-    /// When what arrived last was sent, and where it ends.
-    newest: Option<(Instant, u64)>,
-    /// How long it took.
-    newest_took: Duration,
-    /// The end of the highest range that arrived.
-    highest: u64,
-    /// In quarters of the smallest round trip: how much later than others a segment may come. 0: the path was never seen
-    /// to reorder.
-    spread: u32,
+    rack: Rack,
     recovery: Recovery,
     undo: Option<Undo>,
     /// The tail was probed, up to here.
@@ -178,10 +169,7 @@ impl Sender {
             rtt: Rtt::new(now),
             cubic: Cubic::new(mss, ceiling),
             full: false,
-            newest: None,
-            newest_took: Duration::ZERO,
-            highest: 0,
-            spread: 0,
+            rack: Rack::default(),
             recovery: Recovery::None,
             undo: None,
             probed: None,
@@ -448,7 +436,9 @@ impl Sender {
                 break;
             }
             let end = sent.end.min(ack.upto);
-            newly.add(&sent, end);
+            if sent.state != State::Arrived {
+                newly.add(sent.start, end, sent.at, sent.again);
+            }
             self.count(sent.state, end - sent.start, false);
             if sent.end > end {
                 self.sent[0].start = end;
@@ -467,7 +457,10 @@ impl Sender {
                 self.on_arrived(start.max(self.una), end, &mut newly);
             }
         }
-        self.judge(&newly, now);
+        if let Some(at) = newly.sent_once {
+            self.rtt.add(now.saturating_duration_since(at), now);
+        }
+        self.rack.on_arrived(&newly, self.una, &self.rtt, now);
         if self.una > before {
             self.backoff = 0;
             if self.probed.is_some_and(|upto| self.una >= upto) {
@@ -481,6 +474,7 @@ impl Sender {
         match self.recovery {
             Recovery::Loss(upto) | Recovery::Timeout(upto) if self.una >= upto => {
                 (self.recovery, self.undo) = (Recovery::None, None);
+                self.rack.on_recovered();
             }
             _ => {}
         }
@@ -503,7 +497,7 @@ impl Sender {
         let k = self.sent.partition_point(|sent| sent.end <= start);
         for sent in self.sent.range(k..).take_while(|sent| sent.start < end) {
             if sent.state != State::Arrived {
-                newly.add(&Sent { start: sent.start.max(start), ..*sent }, sent.end.min(end));
+                newly.add(sent.start.max(start), sent.end.min(end), sent.at, sent.again);
             }
         }
         self.set(start, end, |sent| (sent.state != State::Arrived).then_some(Sent { state: State::Arrived, ..*sent }));
@@ -511,7 +505,7 @@ impl Sender {
 
     /// Something came twice: it had not been lost.
     fn on_twice(&mut self, bytes: u64) {
-        self.spread = (self.spread + 1).min(MAX_SPREAD);
+        self.rack.on_twice(self.una, self.next);
         let Some(undo) = self.undo.as_mut().filter(|undo| undo.again > 0) else { return };
         undo.again = undo.again.saturating_sub(bytes);
         if undo.again == 0 {
@@ -521,47 +515,21 @@ impl Sender {
         }
     }
 
-    /// Learns from what arrived how long it takes and whether the path reorders (RFC 8985 section 6.2, steps 1 to 3).
-    fn judge(&mut self, newly: &Newly, now: Instant) {
-        if let Some(at) = newly.sent_once {
-            self.rtt.add(now.saturating_duration_since(at), now);
-        }
-        if newly.lowest_once.is_some_and(|end| end < self.highest) && self.spread == 0 {
-            self.spread = 1;
-        }
-        self.highest = self.highest.max(newly.highest).max(self.una);
-        let Some((at, end, again)) = newly.newest else { return };
-        let took = now.saturating_duration_since(at);
-        // Too early for an answer to what was sent again: it is one to what was sent first.
-        if again && self.rtt.smallest().is_some_and(|least| took < least) {
-            return;
-        }
-        if self.newest.is_none_or(|newest| newest < (at, end)) {
-            (self.newest, self.newest_took) = (Some((at, end)), took);
-        }
-    }
-
     /// How much longer than the newest one something may take before it is lost (RFC 8985 section 6.2, step 4).
     fn patience(&self) -> Duration {
-        if self.spread == 0 {
-            let sure = self.arrived >= DUPLICATES * self.mss as u64 || self.recovery != Recovery::None;
-            if sure {
-                return Duration::ZERO;
-            }
-        }
-        let smooth = self.rtt.smooth().unwrap_or_default();
-        (self.rtt.smallest().unwrap_or_default() / 4 * self.spread.max(1)).min(smooth)
+        let sure = self.arrived >= DUPLICATES * self.mss as u64 || self.recovery != Recovery::None;
+        if sure && !self.rack.has_reordered() { Duration::ZERO } else { self.rack.window(&self.rtt) }
     }
 
     /// Finds what was sent so long before something that arrived that it must be lost (RFC 8985 section 6.2, step 5).
     /// Returns whether the window became smaller for it.
     fn find_losses(&mut self, on_the_way: u64, now: Instant) -> bool {
-        let Some((newest, end)) = self.newest else { return false };
-        let limit = self.newest_took + self.patience();
+        let Some(newest) = self.rack.newest() else { return false };
+        let limit = newest.took + self.patience();
         let mut due: Option<Instant> = None;
         let (mut found, mut k) = (0, 0);
         while let Some(sent) = self.sent.get_mut(k) {
-            let older = (sent.at, sent.end) < (newest, end);
+            let older = (sent.at, sent.end) < newest.sent;
             if sent.state == State::Flying && older {
                 let gone_at = sent.at + limit;
                 if gone_at <= now {
@@ -571,7 +539,7 @@ impl Sender {
                     continue;
                 }
                 due = Some(due.map_or(gone_at, |at| at.max(gone_at)));
-            } else if !older && !sent.again && sent.start >= self.highest {
+            } else if !older && !sent.again && sent.start >= self.rack.highest() {
                 // What follows was sent later still.
                 break;
             }
@@ -698,36 +666,5 @@ impl Sender {
         self.lose_all();
         self.alarm = None;
         self.arm(now);
-    }
-}
-
-/// What an acknowledgement brought.
-#[derive(Clone, Copy, Debug, Default)]
-struct Newly {
-    /// Bytes that were not known to have arrived.
-    bytes: u64,
-    /// When the newest of them that was sent once was sent.
-    sent_once: Option<Instant>,
-    /// Where the lowest of them that was sent once ends.
-    lowest_once: Option<u64>,
-    highest: u64,
-    /// When the newest of them was sent, where it ends, whether it was sent more than once.
-    newest: Option<(Instant, u64, bool)>,
-}
-
-impl Newly {
-    fn add(&mut self, sent: &Sent, end: u64) {
-        if sent.state == State::Arrived {
-            return;
-        }
-        self.bytes += end - sent.start;
-        self.highest = self.highest.max(end);
-        if self.newest.is_none_or(|(at, to, _)| (at, to) < (sent.at, end)) {
-            self.newest = Some((sent.at, end, sent.again));
-        }
-        if !sent.again {
-            self.sent_once = self.sent_once.max(Some(sent.at));
-            self.lowest_once = Some(self.lowest_once.map_or(end, |lowest| lowest.min(end)));
-        }
     }
 }
