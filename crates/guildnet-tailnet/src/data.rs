@@ -115,7 +115,7 @@ fn with_scratch<R>(step: impl FnOnce(&mut Scratch) -> R) -> R {
 struct Node {
     spec: ConnectorSpec,
     identity: Arc<Identity>,
-    own: OwnKey,
+    own: Arc<OwnKey>,
     window: usize,
     budget: Arc<Budget>,
     max_flows: usize,

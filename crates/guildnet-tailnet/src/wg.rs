@@ -76,12 +76,12 @@ pub(crate) struct OwnKey {
 }
 
 impl OwnKey {
-    pub(crate) fn new(pair: &NodeKeyPair) -> Self {
+    pub(crate) fn new(pair: &NodeKeyPair) -> Arc<Self> {
         let secret = StaticSecret::from(pair.private.to_x25519_dalek().to_bytes());
         let public = PublicKey::from(&secret);
         let limited = || RateLimiter::new(&public, HANDSHAKE_RATE);
         let open = Arc::new(RateLimiter::new(&public, u64::MAX));
-        Self { direct: limited(), relayed: limited(), open, secret, public }
+        Arc::new(Self { direct: limited(), relayed: limited(), open, secret, public })
     }
 
     fn tunn(&self, peer: Key, number: u32) -> Box<Tunn> {
@@ -175,8 +175,12 @@ struct Attempt {
 
 /// The tunnel to one peer.
 pub(crate) struct Tunnel {
-    tunn: Box<Tunn>,
+    own: Arc<OwnKey>,
+    peer: Key,
     number: u32,
+    /// Sessions, handshakes, replay windows: 12 KiB, made for the first handshake. Of a thousand peers few are ever spoken to. It
+    /// stays then, since it knows which of the peer's initiations were seen.
+    tunn: Option<Box<Tunn>>,
     ticked: Instant,
     last_used: Option<Instant>,
     attempt: Option<Attempt>,
@@ -195,10 +199,12 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     /// A tunnel without a session. `number` (24 bits) is what the peer addresses it by: random, and no other tunnel's.
-    pub(crate) fn new(own: &OwnKey, peer: Key, number: u32, now: Instant) -> Self {
+    pub(crate) fn new(own: &Arc<OwnKey>, peer: Key, number: u32, now: Instant) -> Self {
         Self {
-            tunn: own.tunn(peer, number),
+            own: own.clone(),
+            peer,
             number,
+            tunn: None,
             ticked: now,
             last_used: None,
             attempt: None,
@@ -223,7 +229,7 @@ impl Tunnel {
     }
 
     fn look(&mut self) {
-        self.up = self.tunn.time_since_last_handshake().is_some();
+        self.up = self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some());
     }
 
     /// When the last handshake was completed.
@@ -236,7 +242,6 @@ impl Tunnel {
         if self.attempt.is_some() {
             return None;
         }
-        self.catch_up(now, out);
         self.attempt = Some(Attempt { began: now, sent: 0, next: now });
         self.initiate(now, out)
     }
@@ -258,14 +263,19 @@ impl Tunnel {
         self.attempt.is_some()
     }
 
-    /// A tunnel without a session has no ticks, so its clock stands still: it is set before the tunnel is used again. The
-    /// tunnel itself stays, since it knows which of the peer's initiations were seen.
-    fn catch_up(&mut self, now: Instant, out: &mut [u8]) {
-        if now.saturating_duration_since(self.ticked) > IDLE_TICK && !self.is_up() {
-            // What it would send is what its caller is about to send, or out of date.
-            let _ = self.tunn.update_timers(out);
+    /// What a handshake needs. A tunnel without a session has no ticks, so its clock stands still: it is set before the tunnel is
+    /// used again.
+    fn awake(&mut self, now: Instant, out: &mut [u8]) -> &mut Tunn {
+        let sleeps = now.saturating_duration_since(self.ticked) > IDLE_TICK && !self.up;
+        if sleeps {
             self.ticked = now;
         }
+        let tunn = self.tunn.get_or_insert_with(|| self.own.tunn(self.peer, self.number));
+        if sleeps {
+            // What it would send is what its caller is about to send, or out of date.
+            let _ = tunn.update_timers(out);
+        }
+        tunn
     }
 
     fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
@@ -274,7 +284,7 @@ impl Tunnel {
         attempt.sent += 1;
         self.last_attempt = Some(now);
         self.last_used = Some(now);
-        match self.tunn.format_handshake_initiation(out, true) {
+        match self.awake(now, out).format_handshake_initiation(out, true) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
             _ => None,
         }
@@ -296,7 +306,7 @@ impl Tunnel {
         if !self.is_up() {
             return None;
         }
-        match self.tunn.encapsulate(packet, out) {
+        match self.tunn.as_mut()?.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
             _ => None,
         }
@@ -305,10 +315,11 @@ impl Tunnel {
     /// Takes a datagram from the peer. `out` must have room for it and at least [`MESSAGE`] bytes.
     pub(crate) fn open<'a>(&mut self, now: Instant, datagram: &[u8], out: &'a mut [u8]) -> Opened<'a> {
         let Some((kind, _)) = read(datagram) else { return Opened::Refused };
-        if matches!(kind, Message::Initiation | Message::Answer) {
-            self.catch_up(now, out);
+        if kind == Message::Initiation || (kind == Message::Answer && self.tunn.is_some()) {
+            self.awake(now, out);
         }
-        let opened = match self.tunn.decapsulate(None, datagram, out) {
+        let Some(tunn) = &mut self.tunn else { return Opened::Refused };
+        let opened = match tunn.decapsulate(None, datagram, out) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 self.proved = true;
                 Opened::Packet(packet)
@@ -338,8 +349,8 @@ impl Tunnel {
     /// To be called at [`Tunnel::next`]. Writes what is due to `out` and returns its length.
     pub(crate) fn on_tick(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         self.ticked = now;
-        let due = match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
+        let due = match self.tunn.as_mut().map(|tunn| tunn.update_timers(out)) {
+            Some(TunnResult::WriteToNetwork(message)) => Some(message.len()),
             _ => None,
         };
         // Only the timers end a session.

@@ -118,7 +118,7 @@ impl Peers {
     }
 
     /// A new slot for a peer that has none.
-    pub(super) fn insert(&mut self, own: &OwnKey, key: Key, disco: Option<Key>, now: Instant) -> SlotId {
+    pub(super) fn insert(&mut self, own: &Arc<OwnKey>, key: Key, disco: Option<Key>, now: Instant) -> SlotId {
         let number = loop {
             let number = rand::random::<u32>() >> 8;
             if !self.by_number.contains_key(&number) {

@@ -7,8 +7,8 @@ use crate::state;
 
 /// Two nodes that know each other's keys.
 struct Pair {
-    own: OwnKey,
-    other: OwnKey,
+    own: Arc<OwnKey>,
+    other: Arc<OwnKey>,
     now: Instant,
     near: Tunnel,
     far: Tunnel,
@@ -136,6 +136,20 @@ fn data_is_taken_once() {
     assert_eq!(pair.far.open(pair.now, &sealed[..length], &mut EMPTY.clone()), Opened::Refused);
     sealed[length - 1] ^= 1;
     assert_eq!(pair.far.open(pair.now, &sealed[..length], &mut EMPTY.clone()), Opened::Refused);
+}
+
+#[test]
+fn a_tunnel_that_is_never_used_takes_no_memory_for_sessions_whatever_comes() {
+    let mut pair = Pair::new();
+    for (kind, length) in [(2, ANSWER), (3, COOKIE), (4, 100)] {
+        let mut message = vec![0; length];
+        message[0] = kind;
+        assert_eq!(pair.near.open(pair.now, &message, &mut EMPTY.clone()), Opened::Refused);
+    }
+    pair.near.on_tick(pair.now, &mut EMPTY.clone());
+    assert!(pair.near.tunn.is_none() && pair.near.next().is_none());
+    pair.shake_hands();
+    assert!(pair.near.is_up());
 }
 
 #[test]
