@@ -113,6 +113,8 @@ const REST: u64 = 10;
 const JOINING: usize = 10;
 /// Memory that a hundred nodes of tsnet must find, KiB.
 const ROOM: u64 = 6 << 20;
+/// Bursts of lists in each round: one lasts a third of a second, and what else the API server does then decides.
+const BURSTS: usize = 5;
 /// Pods in the list that many ask for at once.
 const PODS: usize = 20;
 
@@ -456,7 +458,7 @@ impl Bench<'_> {
         let mut seen = vec![Vec::new(); ways.len()];
         let measured = async {
             kube::make(&ways[0], PODS).await?;
-            for round in 0..=self.args.rounds {
+            for round in 0..=self.args.rounds * BURSTS {
                 for k in turns(ways.len(), round) {
                     let times = kube::lists_and_watches(&ways[k]).await?;
                     // The first round warms connections.

@@ -326,8 +326,10 @@ impl Node {
         while let Some(id) = self.flows.pop_due(now) {
             self.make_runnable(id);
         }
+        self.peers.rest(now);
         if self.peers.next_due().is_some_and(|at| at <= now) {
-            for id in self.peers.ids() {
+            let awake: Vec<_> = self.peers.awake().map(|(id, _)| id).collect();
+            for id in awake {
                 self.tick_peer(id, work, now);
             }
             self.changed = true;

@@ -2,7 +2,12 @@
 //!
 //! Everybody else in the network map has no slot, so nothing from them is even decrypted.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use ts_keys::DiscoKeyPair;
 
@@ -41,6 +46,8 @@ pub(super) struct Slot {
     pub(super) flows: usize,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
+    /// See [`Peers::awake`].
+    awake: bool,
 }
 
 /// The disco key of a peer's present run.
@@ -71,6 +78,21 @@ impl Slot {
     pub(super) fn is_wanted(&self, now: Instant) -> bool {
         (self.warm && self.online) || self.flows > 0 || self.path.is_active(now)
     }
+
+    /// When something is due for it, other than what its flows want.
+    fn due(&self) -> Option<Instant> {
+        [self.path.next(), self.tunnel.next(), self.standing.next()].into_iter().flatten().min()
+    }
+
+    /// Whether it is used, or would be next.
+    pub(super) const fn is_watched(&self) -> bool {
+        self.warm || self.awake
+    }
+
+    /// Whether the clock has nothing to do with it.
+    fn is_asleep(&self, now: Instant) -> bool {
+        self.due().is_none() && !self.path.is_active(now)
+    }
 }
 
 /// All slots, and how they are found.
@@ -80,6 +102,9 @@ pub(super) struct Peers {
     by_node: HashMap<Key, SlotId>,
     by_disco: HashMap<Key, SlotId>,
     by_number: HashMap<u32, SlotId, foldhash::fast::RandomState>,
+    /// Those that something is or may be due for. A cluster has as many routers as nodes, and all but a few of them sleep: looking at
+    /// these in each turn costs less than keeping track of what is due when.
+    awake: Vec<SlotId>,
 }
 
 impl Peers {
@@ -87,8 +112,14 @@ impl Peers {
         self.slots.get(id)?.as_deref()
     }
 
+    /// What is done to a peer wakes it.
     pub(super) fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        self.slots.get_mut(id)?.as_deref_mut()
+        let slot = self.slots.get_mut(id)?.as_deref_mut()?;
+        if !slot.awake {
+            slot.awake = true;
+            self.awake.push(id);
+        }
+        Some(slot)
     }
 
     pub(super) fn by_node(&self, key: Key) -> Option<SlotId> {
@@ -111,6 +142,21 @@ impl Peers {
     pub(super) fn routers(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
         let all = self.slots.iter().enumerate();
         all.filter_map(|(id, slot)| Some((id, slot.as_deref()?))).filter(|(_, slot)| !slot.probe)
+    }
+
+    /// Those that the clock has to do with, and perhaps others.
+    pub(super) fn awake(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        self.awake.iter().filter_map(|id| Some((*id, self.get(*id)?)))
+    }
+
+    /// Lets those sleep that nothing is due for.
+    pub(super) fn rest(&mut self, now: Instant) {
+        let slots = &mut self.slots;
+        self.awake.retain(|id| {
+            let Some(slot) = slots.get_mut(*id).and_then(Option::as_mut) else { return false };
+            slot.awake = !slot.is_asleep(now);
+            slot.awake
+        });
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
@@ -140,6 +186,7 @@ impl Peers {
             flows: 0,
             rx_bytes: 0,
             tx_bytes: 0,
+            awake: false,
         };
         let id = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
@@ -156,6 +203,8 @@ impl Peers {
 
     pub(super) fn remove(&mut self, id: SlotId) {
         let Some(slot) = self.slots.get_mut(id).and_then(Option::take) else { return };
+        // Its place may be another one's before the next rest.
+        self.awake.retain(|other| *other != id);
         self.by_node.remove(&slot.key);
         self.by_number.remove(&slot.tunnel.number());
         if let Some(disco) = slot.disco_key() {
@@ -180,13 +229,13 @@ impl Peers {
         *self = Self::default();
     }
 
-    /// When the next timer of a peer is due. There are few peers: looking at all costs less than keeping track.
+    /// When the next timer of a peer is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.iter().flat_map(|slot| [slot.path.next(), slot.tunnel.next()]).flatten().min()
+        self.awake().flat_map(|(_, slot)| [slot.path.next(), slot.tunnel.next()]).flatten().min()
     }
 
     pub(super) fn any_active(&self, now: Instant) -> bool {
-        self.iter().any(|slot| slot.path.is_active(now))
+        self.awake().any(|(_, slot)| slot.path.is_active(now))
     }
 }
 
@@ -200,14 +249,15 @@ impl Node {
         let trusted: Vec<&Peer> =
             map.peers.values().map(Arc::as_ref).filter(|peer| routes::is_trusted(peer, &self.spec.cluster)).collect();
         // Gone from the map, or another key: nothing of the old one may live on.
+        let keys: HashSet<Key> = trusted.iter().map(|peer| peer.node_key).collect();
         for id in self.peers.ids() {
-            let gone = self.peers.get(id).is_some_and(|s| !s.probe && !trusted.iter().any(|p| p.node_key == s.key));
-            if gone {
+            if self.peers.get(id).is_some_and(|slot| !slot.probe && !keys.contains(&slot.key)) {
                 self.drop_peer(id, work, now);
             }
         }
+        let warm: HashSet<Key> = self.routes.warm().collect();
         for peer in trusted {
-            self.apply_peer(peer, work, now);
+            self.apply_peer(peer, warm.contains(&peer.node_key), work, now);
         }
         self.map = Some(map);
         self.choose_home(now);
@@ -232,8 +282,7 @@ impl Node {
         }
     }
 
-    fn apply_peer(&mut self, peer: &Peer, work: &mut Work, now: Instant) {
-        let warm = self.routes.warm().any(|key| key == peer.node_key);
+    fn apply_peer(&mut self, peer: &Peer, warm: bool, work: &mut Work, now: Instant) {
         let (id, is_new) = match self.peers.by_node(peer.node_key) {
             Some(id) => (id, false),
             None => (self.peers.insert(&self.own, peer.node_key, peer.disco_key, now), true),

@@ -193,10 +193,12 @@ impl Node {
         true
     }
 
-    /// Looks at all routers: gives up those that are silent while another one answers, and asks those that are doubted.
+    /// Looks at the routers that are or could be in use: gives up those that are silent while another one answers, and asks those that
+    /// are doubted.
     pub(super) fn fail_over(&mut self, work: &mut Work, now: Instant) {
         self.looked = now;
-        let routers: Vec<SlotId> = self.peers.routers().map(|(id, _)| id).collect();
+        let routers: Vec<SlotId> =
+            self.peers.routers().filter(|(_, slot)| slot.is_watched()).map(|(id, _)| id).collect();
         for id in routers.iter().copied() {
             let heard = |other: &SlotId| self.peers.get(*other).and_then(|slot| slot.path.last_received());
             let others = routers.iter().filter(|other| **other != id).map(heard);
@@ -233,7 +235,7 @@ impl Node {
             let judged = slot.path.silent_since().filter(|_| several).map(|at| standing::next_look(at, self.looked));
             judged.into_iter().chain(slot.standing.next()).min()
         };
-        self.peers.routers().filter_map(due).min()
+        self.peers.awake().filter(|(_, slot)| !slot.probe).filter_map(due).min()
     }
 
     /// Asks a router for a sign of life, unless there was one just now.

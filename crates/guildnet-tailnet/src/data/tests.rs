@@ -290,6 +290,29 @@ fn with_routers(count: u8, now: Instant) -> Node {
     node
 }
 
+/// A router on each of a hundred nodes: the clock has to do with the one in use and its standbys, and with who sends something.
+#[tokio::test]
+async fn routers_that_nobody_needs_sleep_until_something_is_done_to_them() {
+    let now = Instant::now();
+    let mut node = with_routers(100, now);
+    let awake = |node: &mut Node, now| {
+        node.peers.rest(now);
+        node.peers.awake().map(|(_, slot)| slot.key.0[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(awake(&mut node, now), [1, 2, 3]);
+    let id = node.peers.by_node(Key([77; 32])).expect("a slot");
+    node.peers.get_mut(id).expect("a slot").path.on_send(now, true, &mut Vec::new());
+    assert_eq!(awake(&mut node, now), [1, 2, 3, 77]);
+    assert!(node.peers.any_active(now) && node.peers.next_due().is_some());
+    // Nothing answers it: its path is looked for in vain, and once nobody sends any more it is left alone.
+    let mut later = now;
+    while awake(&mut node, later).contains(&77) {
+        assert!(later < now + Duration::from_secs(180), "it never sleeps");
+        later += Duration::from_secs(1);
+        with_scratch(|scratch| node.tick_peer(id, &mut scratch.work, later));
+    }
+}
+
 #[tokio::test]
 async fn a_key_that_expires_soon_is_known_until_the_map_has_another_expiry() {
     let now = Instant::now();
