@@ -326,12 +326,12 @@ impl Node {
         while let Some(id) = self.flows.pop_due(now) {
             self.make_runnable(id);
         }
-        self.peers.rest(now);
         if self.peers.next_due().is_some_and(|at| at <= now) {
             let awake: Vec<_> = self.peers.awake().map(|(id, _)| id).collect();
             for id in awake {
                 self.tick_peer(id, work, now);
             }
+            self.peers.rest(now);
             self.changed = true;
         }
         if self.locator.next_due(self.peers.any_active(now)).is_some_and(|at| at <= now) {

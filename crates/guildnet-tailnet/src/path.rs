@@ -61,8 +61,8 @@ pub(crate) enum Action {
     /// Tell the peer through the relay that we have no address: it drops those of earlier calls, and with them the path by which it
     /// sends into the void. It would trust that for up to 6.5 s more. Source: magicsock, `handleCallMeMaybe`.
     Withdraw,
-    /// The relay is used beside the path of before, which may have lost all that was sent since it was last heard of: what waits for
-    /// a timer is sent now.
+    /// There is another way than before, which may have lost all that was sent since it was last heard of: what waits for a timer is
+    /// sent now.
     Resend,
 }
 
@@ -283,7 +283,7 @@ impl Path {
     }
 
     /// A ping was answered. Returns whether a path became trusted by it that was not.
-    pub(crate) fn on_pong(&mut self, now: Instant, id: PingId) -> bool {
+    pub(crate) fn on_pong(&mut self, now: Instant, id: PingId, out: &mut Vec<Action>) -> bool {
         let Some(at) = self.pings.iter().position(|ping| ping.id == id) else { return false };
         let ping = self.pings.remove(at).expect("found at this position");
         let rtt = now.saturating_duration_since(ping.at);
@@ -315,6 +315,7 @@ impl Path {
         self.rounds = 0;
         self.next_round = Some(now + UPGRADE);
         self.schedule_heartbeat(now);
+        out.push(Action::Resend);
         true
     }
 

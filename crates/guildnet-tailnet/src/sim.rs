@@ -267,11 +267,7 @@ impl World {
                 self.send(end, from, Message::Pong(id));
             }
             (Message::Pong(id), _) => {
-                if node.path.on_pong(now, id)
-                    && let Some(tcp) = &mut node.tcp
-                {
-                    tcp.hurry(now);
-                }
+                node.path.on_pong(now, id, &mut actions);
             }
             (Message::Call(addrs), By::Relay) => node.path.on_call(now, &addrs, &mut actions),
             (Message::Data(sealed), _) => {

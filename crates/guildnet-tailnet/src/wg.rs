@@ -267,11 +267,9 @@ impl Tunnel {
     /// used again.
     fn awake(&mut self, now: Instant, out: &mut [u8]) -> &mut Tunn {
         let sleeps = now.saturating_duration_since(self.ticked) > IDLE_TICK && !self.up;
-        if sleeps {
-            self.ticked = now;
-        }
         let tunn = self.tunn.get_or_insert_with(|| self.own.tunn(self.peer, self.number));
         if sleeps {
+            self.ticked = now;
             // What it would send is what its caller is about to send, or out of date.
             let _ = tunn.update_timers(out);
         }

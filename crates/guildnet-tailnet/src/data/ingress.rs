@@ -80,7 +80,7 @@ impl Node {
                 self.link.send_one(from, &pong);
             }
             (Message::Pong { id: ping }, Source::Direct(_)) => {
-                if slot.path.on_pong(now, ping) {
+                if slot.path.on_pong(now, ping, &mut self.actions) {
                     tracing::debug!(peer = ?slot.key, via = ?slot.path.via(now), "direct path trusted");
                     self.changed = true;
                     if !std::mem::replace(&mut slot.met, true) {
@@ -88,7 +88,6 @@ impl Node {
                     }
                     // They need no relay any more.
                     self.wake_relay_waiting();
-                    self.hurry_flows(id, now);
                 }
             }
             (Message::Call { addrs }, Source::Relay { region, .. }) => {

@@ -79,11 +79,6 @@ impl Slot {
         (self.warm && self.online) || self.flows > 0 || self.path.is_active(now)
     }
 
-    /// When something is due for it, other than what its flows want.
-    fn due(&self) -> Option<Instant> {
-        [self.path.next(), self.tunnel.next(), self.standing.next()].into_iter().flatten().min()
-    }
-
     /// Whether it is used, or would be next.
     pub(super) const fn is_watched(&self) -> bool {
         self.warm || self.awake
@@ -91,7 +86,8 @@ impl Slot {
 
     /// Whether the clock has nothing to do with it.
     fn is_asleep(&self, now: Instant) -> bool {
-        self.due().is_none() && !self.path.is_active(now)
+        let due = self.path.next().or(self.tunnel.next()).or(self.standing.next());
+        due.is_none() && !self.path.is_active(now)
     }
 }
 

@@ -57,7 +57,7 @@ impl Fixture {
         self.now += ms(10);
         for action in std::mem::take(&mut self.out) {
             if let Action::Ping { id, .. } = action {
-                self.path.on_pong(self.now, id);
+                self.path.on_pong(self.now, id, &mut self.out);
             }
         }
     }
@@ -78,6 +78,7 @@ impl Fixture {
         let mut f = Self::new();
         f.send();
         f.pong();
+        assert_eq!(std::mem::take(&mut f.out), [Action::Resend]);
         f.path.on_received(f.now);
         assert_eq!(f.path.via(f.now), Via { direct: Some(addr("192.0.2.1:41641")), relay: false });
         f
@@ -270,7 +271,7 @@ fn a_call_is_answered_by_pings() {
 fn a_late_or_unknown_pong_moves_nothing() {
     let mut f = Fixture::new();
     f.send();
-    assert!(!f.path.on_pong(f.now, [9; 12]));
+    assert!(!f.path.on_pong(f.now, [9; 12], &mut f.out));
     f.now += PING_LIMIT;
     f.pong();
     assert!(f.path.via(f.now).direct.is_none());
@@ -290,7 +291,7 @@ fn a_clearly_better_path_takes_over() {
         if let Action::Ping { to, id } = action
             && to == better
         {
-            f.path.on_pong(f.now, id);
+            f.path.on_pong(f.now, id, &mut f.out);
         }
     }
     assert_eq!(f.path.via(f.now).direct, Some(better));
@@ -348,7 +349,7 @@ proptest! {
                     f.path.on_call(f.now, &addrs, &mut f.out);
                 }
                 Event::Pong(index) => if let Some((to, id)) = sent.get(index).copied() {
-                    f.path.on_pong(f.now, id);
+                    f.path.on_pong(f.now, id, &mut f.out);
                     answered.push((to, f.now));
                 },
                 Event::Wait(time) => f.wait(ms(time)),
