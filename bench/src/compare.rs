@@ -74,8 +74,8 @@ pub(crate) struct Compare {
     /// A fair part of it: two links and shorter flows, twenty connectors; no gigabyte, no large network map, no SOCKS5.
     #[arg(long)]
     quick: bool,
-    /// Measure only what begins with one of these, e.g. "down" or "link 20 ms".
-    #[arg(long, value_delimiter = ',')]
+    /// Measure only what begins so, e.g. "down" or "link 20 ms, loss"; may be given several times.
+    #[arg(long)]
     only: Vec<String>,
     /// Print JSON instead of a table.
     #[arg(long)]

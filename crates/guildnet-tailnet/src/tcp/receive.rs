@@ -70,6 +70,8 @@ pub(super) struct Receiver {
     unacknowledged: usize,
     /// The reader's pace: when this period began and what was read in it.
     pace: Option<(Instant, usize)>,
+    /// Something came out of order in this period.
+    had_holes: bool,
 }
 
 impl Receiver {
@@ -94,6 +96,7 @@ impl Receiver {
             twice: None,
             unacknowledged: 0,
             pace: None,
+            had_holes: false,
         }
     }
 
@@ -226,6 +229,7 @@ impl Receiver {
         } else {
             return;
         }
+        self.had_holes = true;
         self.share.take(data.len());
         let (from, to) = self.block(start);
         self.recent.retain(|at| !(from..to).contains(at));
@@ -280,7 +284,9 @@ impl Receiver {
         self.unacknowledged
     }
 
-    /// The oldest chunk. `rtt`: a round trip; a reader who takes more than half of the window in one gets a larger window.
+    /// The oldest chunk. `rtt`: a round trip; a reader who takes more than half of the window in one gets a larger window. Under
+    /// losses a quarter is enough: what follows a hole waits for a round trip until it is mended, so that a full window is
+    /// read in two of them, and half of it would hold the window where it is.
     pub(super) fn take(&mut self, rtt: Option<Duration>, now: Instant) -> Option<Vec<u8>> {
         let chunk = self.ready.pop_front()?;
         self.queued -= chunk.len();
@@ -296,8 +302,10 @@ impl Receiver {
             let passed = now.saturating_duration_since(*began);
             if passed >= rtt && !passed.is_zero() {
                 let in_one = (*read as f64 * rtt.as_secs_f64() / passed.as_secs_f64()) as usize;
-                self.limit = self.limit.max(in_one * 2).min(self.ceiling);
+                let rounds = if self.had_holes { 4 } else { 2 };
+                self.limit = self.limit.max(in_one * rounds).min(self.ceiling);
                 self.pace = Some((now, 0));
+                self.had_holes = !self.early.is_empty();
             }
         }
         Some(chunk)
@@ -328,5 +336,45 @@ impl Receiver {
         let window = self.limit.min(usize::from(u16::MAX));
         self.edge = self.edge.max(self.next + window as u64);
         window as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tcp::Budget;
+
+    const RTT: Duration = Duration::from_millis(100);
+
+    /// A far end that always fills the window; of each window the first segment is lost, and comes a round trip after the rest.
+    /// Returns the window in the end.
+    fn window_after(rounds: usize, lossy: bool) -> usize {
+        let share = Share::new(Arc::new(Budget::new(64 << 20)));
+        let mut receiver = Receiver::new(0, true, 1 << 20, 8 << 20, share);
+        let mut now = Instant::now();
+        let segment = [0; 1200];
+        for _ in 0..rounds {
+            let room = usize::from(receiver.window()) << SHIFT;
+            let first = receiver.acknowledged();
+            let numbers = (0..room / segment.len()).map(|k| first + (k * segment.len()) as u32);
+            now += RTT;
+            for number in numbers.skip(usize::from(lossy)) {
+                receiver.on_data(number, &segment, false);
+            }
+            if lossy {
+                now += RTT;
+                receiver.on_data(first, &segment, false);
+            }
+            while receiver.take(Some(RTT), now).is_some() {}
+        }
+        receiver.limit
+    }
+
+    #[test]
+    fn the_window_grows_under_losses_too() {
+        assert_eq!(window_after(6, false), 8 << 20);
+        assert_eq!(window_after(6, true), 8 << 20);
     }
 }
