@@ -1,9 +1,12 @@
 //! The command's client of a running Host App: finds it by its home folder and speaks to its door.
 //!
 //! One connection for each request: the command asks little and ends. The door is trusted by this home folder's own
-//! authority only, never by the system's. Forwards are in `client/forwards.rs`.
+//! authority only, never by the system's. Forwards are in `client/forwards.rs`, work that
+//! it does for the command in `client/jobs.rs`.
 
 mod forwards;
+mod jobs;
+mod lines;
 
 use std::{fmt, net::SocketAddr, path::Path, pin::pin, sync::Arc, time::Duration};
 
@@ -21,14 +24,13 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     ClusterStatus, Destination, HostError, SessionInfo, StatusReport, certs, daemon,
-    door::{self, Changed, DIAL_PROTOCOL, LoginCode, Revoked, Verify, problem::Problem},
-    jobs::Job,
+    door::{self, Changed, DIAL_PROTOCOL, LoginCode, Revoked, problem::Problem},
     names::Place,
     set::ClusterChange,
-    verify::Report,
 };
 
 pub(crate) use forwards::LeaseClient;
+pub(crate) use jobs::worker;
 
 /// How long the door may take to answer at all: it is on this machine.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -36,8 +38,6 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 const ASK_TIME: Duration = Duration::from_secs(15);
 /// How long reading the store again may take: connectors that changed are stopped within their grace first.
 const RELOAD_TIME: Duration = Duration::from_secs(60);
-/// How long the checks may take: each has a bound of its own, and they stand in a row when each needs the one before.
-const VERIFY_TIME: Duration = Duration::from_secs(300);
 /// How long a dial may take: a connector's own limits (tens of seconds at most) come first.
 const DIAL_TIME: Duration = Duration::from_secs(60);
 
@@ -124,23 +124,6 @@ impl HostClient {
     /// [`Class::NotFound`] if there is none of that id; it does not answer, or refuses.
     pub async fn cluster(&self, id: &ClusterId) -> Result<ClusterStatus, HostError> {
         self.get(&format!("/api/v1/clusters/{id}")).await
-    }
-
-    /// Runs the checks there: on the given clusters, on all if none is given. Dropping the future stops them.
-    ///
-    /// # Errors
-    /// An unknown cluster; it does not answer, or refuses.
-    pub async fn verify(&self, clusters: &[ClusterId]) -> Result<Report, HostError> {
-        let asked = serde_json::to_vec(&Verify { clusters: clusters.to_vec() }).expect("ids are always JSON");
-        let answer = self.exchange(Method::POST, "/api/v1/verify?wait=true", asked.into(), VERIFY_TIME).await?;
-        let job: Job = self.read(answer)?;
-        match (job.result, job.error) {
-            (Some(report), _) => serde_json::from_value(report).map_err(|why| self.unexpected(&why)),
-            (None, Some(why)) => Err(why.into_error()),
-            (None, None) => {
-                Err(HostError::new(Class::Failed, "the checks were cancelled").with_hint("run the command again"))
-            }
-        }
     }
 
     /// Sets switches of a cluster. `true`: it was not so before.

@@ -47,7 +47,7 @@ pub(crate) use api::HostApi;
 pub(crate) use token::token;
 
 pub(crate) use token::{equal, existing as existing_token};
-pub(crate) use v1::{AskedForwards, Changed, DIAL_PROTOCOL, LoginCode, Revoked, Verify};
+pub(crate) use v1::{AskedForwards, Changed, DIAL_PROTOCOL, LINES, LoginCode, Revoked, Verify};
 
 use crate::{
     HostError,

@@ -93,6 +93,15 @@ pub(crate) struct Job {
     pub(crate) error: Option<Problem>,
 }
 
+impl Job {
+    /// That nothing else can be done on its cluster now.
+    pub(crate) fn in_the_way(&self) -> HostError {
+        let busy = format!("job {} ({}) is at work on it", self.id, self.kind);
+        let hint = format!("wait for it, or cancel it: DELETE /api/v1/jobs/{}", self.id);
+        self.cluster.iter().fold(HostError::new(Class::Conflict, busy).with_hint(hint), HostError::of_cluster)
+    }
+}
+
 /// What a job does: told its steps to, until it ends or is dropped.
 pub(crate) type Run = Box<dyn FnOnce(Arc<dyn Progress>) -> LocalBoxFuture<'static, Result<Value, HostError>> + Send>;
 
@@ -137,10 +146,7 @@ impl Jobs {
             return Err(HostError::new(Class::Conflict, "the Host App is stopping").with_hint("start it: guildnet up"));
         }
         if let Some(other) = running().find(|e| cluster.is_some() && e.job.cluster == cluster) {
-            let busy = format!("job {} ({}) is at work on it", other.job.id, other.job.kind);
-            let hint = format!("wait for it, or cancel it: DELETE /api/v1/jobs/{}", other.job.id);
-            let error = HostError::new(Class::Conflict, busy).with_hint(hint);
-            return Err(cluster.iter().fold(error, HostError::of_cluster));
+            return Err(other.job.in_the_way());
         }
         if running().count() >= RUNNING {
             return Err(HostError::new(Class::Conflict, format!("{RUNNING} jobs are at work already"))
@@ -192,25 +198,15 @@ impl Jobs {
         self.entries().iter().find(|e| e.job.id == id).map(|e| e.job.clone())
     }
 
-    /// One of them, once it has ended.
-    pub(crate) async fn ended(&self, id: &str) -> Option<Job> {
-        let mut changed = self.entries().iter().find(|e| e.job.id == id)?.changed.subscribe();
-        loop {
-            let job = self.get(id)?;
-            if job.state != JobState::Running {
-                return Some(job);
-            }
-            // Closed: it is no longer known, which `get` tells.
-            let _known = changed.changed().await;
-        }
+    /// Follows one of them, on whose end somebody waits: it is cancelled when that is dropped before.
+    pub(crate) fn follow(&self, id: &str) -> Option<Following> {
+        let changed = self.entries().iter().find(|e| e.job.id == id)?.changed.subscribe();
+        Some(Following { table: Arc::clone(&self.table), id: id.to_owned(), changed, told: 0, ended: false })
     }
 
     /// Asks one to stop; `None` if there is none of that name. One that has ended stays as it is.
     pub(crate) fn cancel(&self, id: &str) -> Option<Job> {
-        let entries = self.entries();
-        let entry = entries.iter().find(|e| e.job.id == id)?;
-        entry.cancel.cancel();
-        Some(entry.job.clone())
+        cancel(&self.table, id)
     }
 
     /// Stops all, and waits until they have ended.
@@ -224,6 +220,78 @@ impl Jobs {
 fn lock(table: &Mutex<VecDeque<Entry>>) -> MutexGuard<'_, VecDeque<Entry>> {
     // Every change is of one entry, and whole.
     table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cancel(table: &Mutex<VecDeque<Entry>>, id: &str) -> Option<Job> {
+    let entries = lock(table);
+    let entry = entries.iter().find(|e| e.job.id == id)?;
+    entry.cancel.cancel();
+    Some(entry.job.clone())
+}
+
+/// What a job that is followed says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Told {
+    /// A step.
+    Step(Step),
+    /// How it ended: the last word.
+    Ended(Box<Job>),
+}
+
+/// A job that somebody waits for. Dropped, it cancels the job, which is nothing to one that has ended.
+pub(crate) struct Following {
+    table: Arc<Mutex<VecDeque<Entry>>>,
+    id: String,
+    changed: watch::Receiver<()>,
+    /// Steps that were told, or that were no longer kept when they should have been.
+    told: usize,
+    ended: bool,
+}
+
+impl Following {
+    /// What it says next; `None` after its end.
+    ///
+    /// # Cancellation
+    /// Nothing is lost.
+    pub(crate) async fn next(&mut self) -> Option<Told> {
+        loop {
+            if let Some(told) = self.now()? {
+                return Some(told);
+            }
+            // Closed: it is no longer known, which the next look finds.
+            let _known = self.changed.changed().await;
+        }
+    }
+
+    /// What there is to be told now; the outer `None` after the end.
+    fn now(&mut self) -> Option<Option<Told>> {
+        let table = lock(&self.table);
+        let job = &table.iter().find(|e| e.job.id == self.id && !self.ended)?.job;
+        let at = self.told.saturating_sub(job.steps_left_out);
+        if let Some(step) = job.steps.get(at) {
+            self.told = job.steps_left_out + at + 1;
+            return Some(Some(Told::Step(step.clone())));
+        }
+        self.ended = job.state != JobState::Running;
+        Some(self.ended.then(|| Told::Ended(Box::new(job.clone()))))
+    }
+
+    /// How it ended; `None` if that was told already.
+    #[cfg(test)]
+    pub(crate) async fn end(mut self) -> Option<Job> {
+        loop {
+            if let Told::Ended(job) = self.next().await? {
+                return Some(*job);
+            }
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        cancel(&self.table, &self.id);
+    }
 }
 
 /// Writes down what one job tells.
@@ -324,7 +392,7 @@ mod tests {
             })
         });
         let begun = jobs.start(JobKind::Verify, None, run).expect("started");
-        let ended = jobs.ended(&begun.id).await.expect("known");
+        let ended = jobs.follow(&begun.id).expect("known").end().await.expect("ended");
         assert_eq!((ended.state, ended.result), (JobState::Done, Some(serde_json::json!({"success": true}))));
         assert_eq!(ended.steps.iter().map(|s| s.text.as_str()).collect::<Vec<_>>(), ["router ready (1/1)"]);
         let mut told = Vec::new();
@@ -345,7 +413,7 @@ mod tests {
         let jobs = jobs();
         let failure = HostError::new(Class::Unreachable, "it does not answer").with_hint("guildnet verify");
         let begun = jobs.start(JobKind::Verify, None, at_once(Err(failure.clone()))).expect("started");
-        let ended = jobs.ended(&begun.id).await.expect("known");
+        let ended = jobs.follow(&begun.id).expect("known").end().await.expect("ended");
         assert_eq!(ended.state, JobState::Failed);
         assert_eq!(ended.error.expect("an error").into_error(), failure);
         jobs.stop().await;
@@ -357,9 +425,34 @@ mod tests {
         let (run, mut word) = waiting();
         let begun = jobs.start(JobKind::Verify, None, run).expect("started");
         jobs.cancel(&begun.id).expect("known");
-        assert_eq!(jobs.ended(&begun.id).await.expect("known").state, JobState::Cancelled);
+        assert_eq!(jobs.follow(&begun.id).expect("known").end().await.expect("ended").state, JobState::Cancelled);
         word.closed().await;
         assert!(jobs.cancel("x").is_none());
+        jobs.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_job_is_told_step_by_step_and_cancelled_when_its_follower_leaves() {
+        let jobs = jobs();
+        let (more, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let run: Run = Box::new(move |progress| {
+            Box::pin(async move {
+                while let Some(text) = asked.recv().await {
+                    progress.step(None, text);
+                }
+                unreachable!("it is cancelled before")
+            })
+        });
+        let begun = jobs.start(JobKind::Verify, None, run).expect("started");
+        let mut following = jobs.follow(&begun.id).expect("known");
+        for text in ["one", "two"] {
+            more.send(text).expect("it runs");
+            assert!(matches!(following.next().await, Some(Told::Step(step)) if step.text == text));
+        }
+        let second = jobs.follow(&begun.id).expect("known");
+        drop(following);
+        more.closed().await;
+        assert_eq!(second.end().await.expect("ended").state, JobState::Cancelled);
         jobs.stop().await;
     }
 
@@ -372,7 +465,7 @@ mod tests {
         assert!(refused.to_string().contains(&first.id), "{refused}");
         jobs.start(JobKind::RouterEnsure, Some(id("b")), at_once(Ok(Value::Null))).expect("another cluster");
         word.send(()).expect("waits");
-        jobs.ended(&first.id).await.expect("known");
+        jobs.follow(&first.id).expect("known").end().await.expect("ended");
         jobs.start(JobKind::ClusterRemove, Some(id("a")), at_once(Ok(Value::Null))).expect("free again");
         jobs.stop().await;
     }
@@ -387,7 +480,7 @@ mod tests {
         jobs.start(JobKind::Verify, None, at_once(Ok(Value::Null))).expect_err("too many");
         words.into_iter().for_each(|word| word.send(()).expect("waits"));
         for job in jobs.list() {
-            jobs.ended(&job.id).await.expect("known");
+            jobs.follow(&job.id).expect("known").end().await.expect("ended");
         }
         let talker: Run = Box::new(|progress| {
             Box::pin(async move {
@@ -396,12 +489,12 @@ mod tests {
             })
         });
         let long = jobs.start(JobKind::Verify, None, talker).expect("started");
-        let long = jobs.ended(&long.id).await.expect("known");
+        let long = jobs.follow(&long.id).expect("known").end().await.expect("ended");
         assert_eq!((long.steps.len(), long.steps_left_out), (STEPS, 3));
         assert!(long.steps.iter().all(|s| s.text.len() <= STEP_LENGTH));
         for _ in 0..ENDED {
             let job = jobs.start(JobKind::Verify, None, at_once(Ok(Value::Null))).expect("started");
-            jobs.ended(&job.id).await.expect("known");
+            jobs.follow(&job.id).expect("known").end().await.expect("ended");
         }
         assert!(jobs.list().len() <= RUNNING + ENDED);
         jobs.stop().await;
@@ -423,7 +516,7 @@ mod tests {
         let jobs = jobs();
         let run: Run = Box::new(|_| Box::pin(async { panic!("on purpose") }));
         let begun = jobs.start(JobKind::Verify, None, run).expect("started");
-        assert_eq!(jobs.ended(&begun.id).await.expect("known").state, JobState::Failed);
+        assert_eq!(jobs.follow(&begun.id).expect("known").end().await.expect("ended").state, JobState::Failed);
         jobs.stop().await;
     }
 }

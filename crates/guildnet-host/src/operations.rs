@@ -1,5 +1,8 @@
 //! The operations behind the subcommands, all on one page: what `guildnet` calls, and all that it can do.
 //!
+//! Work on a cluster that is known here is done by the Host App if one runs, as a job, so that everybody sees it and nothing
+//! else changes that cluster meanwhile; with files or settings that only the person at hand has it is done here.
+//!
 //! Each stands here once more than where it is written, since an async function is compiled again in every program that
 //! awaits it; boxed here, it is compiled with this crate alone.
 
@@ -12,7 +15,7 @@ use std::{
 use futures_util::future::LocalBoxFuture;
 use guildnet_model::{ClusterId, Networks, Secret};
 
-use crate::{verify::Report, *};
+use crate::{up::Known, verify::Report, *};
 
 /// An operation: it begins with the first poll, and stays on the thread that awaits it.
 pub type Operation<'a, T> = LocalBoxFuture<'a, Result<T, HostError>>;
@@ -276,7 +279,12 @@ pub fn cluster_remove<'a>(
     request: &'a RemoveRequest,
     progress: &'a dyn Progress,
 ) -> Operation<'a, Removed> {
-    Box::pin(remove::cluster_remove(settings, request, progress))
+    Box::pin(async move {
+        match client::worker(settings, &request.id, |known| known.is_same_server(settings)).await? {
+            Some(host) => host.remove(request, progress).await,
+            None => remove::cluster_remove(settings, request, progress).await,
+        }
+    })
 }
 
 /// Takes the router out of a cluster and its nodes off the Headscale server (with an API key). Record, keys and policy stay:
@@ -289,7 +297,13 @@ pub fn router_remove<'a>(
     request: &'a RouterRequest,
     progress: &'a dyn Progress,
 ) -> Operation<'a, Removed> {
-    Box::pin(remove::router_remove(settings, request, progress))
+    Box::pin(async move {
+        let knows = |known: &Known| request.is_plain() && known.is_same_server(settings);
+        match client::worker(settings, &request.id, knows).await? {
+            Some(host) => host.router_remove(&request.id, progress).await,
+            None => remove::router_remove(settings, request, progress).await,
+        }
+    })
 }
 
 /// Makes the namespace of a cluster, its place in the policy, and its router and client key, and writes them to `file`
@@ -322,7 +336,13 @@ pub fn router_ensure<'a>(
     request: RouterRequest,
     progress: &'a dyn Progress,
 ) -> Operation<'a, RouterReport> {
-    Box::pin(router::router_ensure(settings, request, progress))
+    Box::pin(async move {
+        let knows = |known: &Known| request.is_plain() && known.is_same_server(settings) && !settings.shapes_routers();
+        match client::worker(settings, &request.id, knows).await? {
+            Some(host) => host.router_ensure(&request, progress).await,
+            None => router::router_ensure(settings, request, progress).await,
+        }
+    })
 }
 
 /// The manifests as YAML for `kubectl apply --server-side -f -`; the key only if `with_key`. Reaches no cluster; asks the
@@ -364,7 +384,12 @@ pub fn keys_rotate<'a>(
     router: bool,
     progress: &'a dyn Progress,
 ) -> Operation<'a, Rotated> {
-    Box::pin(rotate::keys_rotate(settings, id, router, progress))
+    Box::pin(async move {
+        match client::worker(settings, id, |known| known.is_same_server(settings)).await? {
+            Some(host) => host.rotate(id, router, progress).await,
+            None => rotate::keys_rotate(settings, id, router, progress).await,
+        }
+    })
 }
 
 /// Shows the policy of the server.

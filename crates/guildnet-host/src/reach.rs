@@ -8,13 +8,13 @@ use std::{sync::Arc, time::Duration};
 use guildnet_kube::{ApiServer, ApiServerSpec, ClusterAccess, DirectDialer};
 use guildnet_model::{Class, ClusterId, Explain as _, StartConnector};
 use guildnet_store::ClusterRecord;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::{HostError, client::HostClient, cluster::ClusterActor, error::Explained as _, fleet};
 
 /// How the API server is to be reached, or was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {
     /// Directly within 3 s, else through the connector.

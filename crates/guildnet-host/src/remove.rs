@@ -11,7 +11,7 @@ use guildnet_kube::router::{self as kube_router, NAMESPACE, Reached as Way, Remo
 use guildnet_model::{Class, ClusterId, Explain as _};
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     HostError, Progress, RouterRequest, Settings, add,
@@ -38,7 +38,7 @@ pub struct RemoveRequest {
 }
 
 /// What removing did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// What was removed, in words.
     pub removed: Vec<String>,

@@ -17,7 +17,7 @@ use guildnet_headscale::NamespaceFile;
 use guildnet_model::{Class, ClusterId, ConnectorState, NodeInfo, StartConnector};
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -43,7 +43,7 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// What a rotation did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rotated {
     /// The cluster.

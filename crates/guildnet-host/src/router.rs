@@ -10,7 +10,7 @@ use guildnet_kube::{ApiServer, ClusterAccess, RouterPlan, RouterStatus, router a
 use guildnet_model::{Class, ClusterId, Explain as _, Networks, Secret, SiteNumber, via6};
 use guildnet_store::ClusterRecord;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use url::Url;
 
@@ -47,8 +47,16 @@ pub struct RouterRequest {
     pub via: Via,
 }
 
+impl RouterRequest {
+    /// Whether it names nothing that only the person at hand has: neither a file nor a way of theirs.
+    pub(crate) fn is_plain(&self) -> bool {
+        let usual = || Path::new(&namespace::usual_file(&self.id)).exists();
+        self.kubeconfig.is_none() && self.from.is_none() && self.via == Via::Auto && !usual()
+    }
+}
+
 /// What was observed of a cluster's routers, and by which way.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RouterReport {
     /// The cluster.
     pub id: ClusterId,

@@ -1,7 +1,10 @@
-//! What the person set, already resolved: flags, then environment, then `.env`, then defaults. Pure; reads nothing.
+//! What the person set, already resolved: flags, then environment, then `.env`, then defaults. Pure but for
+//! `settings/change.rs`, which changes what is kept.
 //!
 //! What is not set here may still be known from an earlier run: the store keeps the Headscale server, its authority and
 //! the API key (sealed), and each cluster's record. [`Settings`] wins over both.
+
+mod change;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -11,6 +14,7 @@ use serde::Serialize;
 use url::Url;
 use utoipa::ToSchema;
 
+pub(crate) use self::change::HeadscaleChange;
 use crate::ManagedSettings;
 
 /// Where the Host App listens unless told otherwise: loopback only.
@@ -101,6 +105,11 @@ impl Settings {
             allow_exec: Vec::new(),
             managed: ManagedSettings::default(),
         }
+    }
+
+    /// Whether something is set here by which routers are deployed otherwise than they are known.
+    pub(crate) fn shapes_routers(&self) -> bool {
+        self.routes.is_some() || self.auth_key.is_some() || self.hostname.is_some() || self.image.is_some()
     }
 
     /// The folder that keeps a cluster's connector identity: `<home>/tsnet/cluster-<id>`.

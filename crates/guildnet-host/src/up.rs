@@ -230,6 +230,11 @@ impl Known {
         })
     }
 
+    /// Whether a Host App, which goes by what is kept, knows the Headscale server and its key as they are set now.
+    pub(crate) fn is_same_server(&self, settings: &Settings) -> bool {
+        self.headscale(settings) == self.headscale
+    }
+
     /// A client for it; `None` if no server is known.
     pub(crate) fn server(&self, settings: &Settings) -> Result<Option<Server>, HostError> {
         let known = self.headscale(settings);

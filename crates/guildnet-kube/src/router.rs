@@ -13,7 +13,7 @@ use std::fmt;
 
 use guildnet_model::{ClusterId, Networks, Secret};
 use ipnet::Ipv6Net;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 pub(crate) use self::manifest::MANAGED_BY;
@@ -142,7 +142,7 @@ impl fmt::Display for RouterProgress {
 }
 
 /// One router pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodReport {
     /// The pod.
     pub name: String,
@@ -159,7 +159,7 @@ pub struct PodReport {
 }
 
 /// What was observed of a cluster's routers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterStatus {
     /// The GuildNet cluster id that the routers were deployed for.
     pub cluster: Option<String>,

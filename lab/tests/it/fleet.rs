@@ -180,6 +180,26 @@ impl Fleet {
         self.run_with(&["dial", cluster, ECHO], &[], b"GET / HTTP/1.0\r\nHost: echo\r\n\r\n")
     }
 
+    /// What the Host App's API answers to a request with a body: its status, and its JSON if it has any.
+    #[track_caller]
+    pub(crate) fn api(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let token = self.run(&["token"]).ok();
+        let mut curl = Command::new("curl");
+        // The token and the body by standard input: arguments can be seen by all.
+        curl.args(["-sS", "--max-time", "60", "-w", "\n%{http_code}", "--config", "-"]);
+        let config = [
+            ("cacert", self.home.join("certs/host-ca.crt").display().to_string()),
+            ("header", format!("Authorization: Bearer {}", token.trim())),
+            ("request", method.to_owned()),
+            ("data", body.to_owned()),
+            ("url", format!("https://{}/api/v1{path}", self.listen)),
+        ];
+        let config: String = config.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect();
+        let answer = finish(curl, config.as_bytes(), Duration::from_secs(65)).ok();
+        let (json, status) = answer.rsplit_once('\n').expect("a status");
+        (status.parse().expect("a number"), serde_json::from_str(json).unwrap_or_default())
+    }
+
     /// kubectl with the cluster's administrator, from its node's namespace.
     pub(crate) fn kubectl(&self, cluster: &str, args: &[&str]) -> Ran {
         let mut command = self.lab.kubectl(cluster);

@@ -108,6 +108,51 @@ fn an_identity_is_rotated_without_a_cut_of_the_other_cluster() {
     fleet.passes_again();
     let folders = fs::read_dir(fleet.home.join("tsnet")).expect("it is there").count();
     assert_eq!(folders, CLUSTERS.len(), "one identity for each cluster");
+
+    // Who watches the Host App saw both as its jobs.
+    let (_, jobs) = fleet.api("GET", "/jobs", "");
+    let rotated = |job: &&Value| job["kind"] == "keys_rotate" && job["cluster"] == "a" && job["state"] == "done";
+    let last: Vec<&Value> = jobs.as_array().expect("a list").iter().filter(rotated).collect();
+    assert!(last.len() >= 2 && last.iter().all(|job| !job["steps"].as_array().expect("steps").is_empty()), "{jobs}");
+}
+
+#[test]
+fn the_command_does_a_clusters_work_alone_only_where_it_knows_more_and_never_beside_a_job() {
+    let fleet = Fleet::up();
+    let count = || fleet.api("GET", "/jobs", "").1.as_array().expect("a list").len();
+    let before = count();
+    fleet.run(&["router", "ensure", "a"]).ok();
+    assert_eq!(count(), before + 1, "as a job");
+    // A setting that the Host App does not have.
+    fleet.run_with(&["router", "ensure", "a"], &[("TS_ROUTES", ROUTES)], b"").ok();
+    assert_eq!(count(), before + 1, "not as a job");
+
+    // A rotation takes seconds; by either way nothing else is done on its cluster meanwhile.
+    let (status, job) = fleet.api("POST", "/clusters/a/keys/rotate", "{}");
+    assert_eq!(status, 202, "{job}");
+    let id = job["id"].as_str().expect("a name");
+    for env in [[("TS_ROUTES", ROUTES)].as_slice(), &[]] {
+        fleet.run_with(&["router", "ensure", "a"], env, b"").refused(6, &["cluster a", id]);
+    }
+    eventually("the job's end", SHOWS, || fleet.api("GET", &format!("/jobs/{id}"), "").1["state"] == "done");
+    fleet.passes_again();
+}
+
+#[test]
+fn a_new_api_key_is_kept_once_the_server_has_accepted_it() {
+    let fleet = Fleet::up();
+    let key = fs::read_to_string(fleet.lab.person_dir().join("headscale-api-key")).expect("the lab wrote it");
+    let settings = |key: &str| fleet.api("PATCH", "/settings", &format!(r#"{{"headscale":{{"apiKey":"{key}"}}}}"#));
+    let (status, refused) = settings("a-planted-key");
+    assert_eq!((status, &refused["code"]), (424, &"credentials".into()), "{refused}");
+    assert!(!refused.to_string().contains("a-planted-key"), "{refused}");
+    fleet.run(&["headscale", "keys", "list", "a"]).ok();
+    let (status, kept) = settings(key.trim());
+    assert_eq!((status, &kept["headscale"]["hasApiKey"]), (200, &true.into()), "{kept}");
+    assert!(!kept.to_string().contains(key.trim()), "{kept}");
+    let (status, elsewhere) = fleet.api("PATCH", "/settings", r#"{"headscale":{"url":"https://192.0.2.1:8443"}}"#);
+    assert_eq!((status, &elsewhere["code"]), (409, &"conflict".into()), "{elsewhere}");
+    fleet.run(&["headscale", "keys", "list", "a"]).ok();
 }
 
 #[test]

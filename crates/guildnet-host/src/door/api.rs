@@ -13,6 +13,7 @@ use crate::{
     metrics::{ClusterSeen, Metrics},
     names::OpenError,
     set::ClusterChange,
+    settings::HeadscaleChange,
     status::ConnectorShown,
 };
 
@@ -72,6 +73,12 @@ pub(crate) trait HostApi: Send + Sync {
     /// # Errors
     /// The store can't be read.
     fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>>;
+
+    /// Changes what is kept of the Headscale server.
+    ///
+    /// # Errors
+    /// See [`HeadscaleChange::keep`].
+    fn change_headscale(&self, change: HeadscaleChange) -> BoxFuture<'_, Result<(), HostError>>;
 
     /// Opens a stream to an address or a name in a cluster, through its connector. Waits for one that is just starting.
     ///

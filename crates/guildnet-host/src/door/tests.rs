@@ -29,6 +29,7 @@ use crate::{
     metrics::{ClusterSeen, ConnectorSeen, Metrics},
     names::OpenError,
     set::ClusterChange,
+    settings::HeadscaleChange,
     status::ConnectorShown,
     verify::Report,
 };
@@ -141,6 +142,10 @@ impl HostApi for Fake {
 
     fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>> {
         Box::pin(async { Ok(SettingsShown::of(&Settings::new("/home".into()), None)) })
+    }
+
+    fn change_headscale(&self, _: HeadscaleChange) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async { Err(HostError::new(Class::Credentials, "Headscale refuses the API key")) })
     }
 
     fn change<'a>(&'a self, wanted: &'a ClusterId, change: ClusterChange) -> BoxFuture<'a, Result<bool, HostError>> {

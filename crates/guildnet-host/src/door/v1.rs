@@ -17,18 +17,21 @@ mod sessions;
 mod tests;
 mod verify;
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json, Router,
     body::Body,
     extract::Query,
-    http::{StatusCode, Uri},
+    http::{HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse as _, Response},
     routing::get,
 };
-use guildnet_model::ClusterId;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use guildnet_model::{ClusterId, Secret};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
@@ -58,6 +61,8 @@ pub(super) const DOCUMENT_PATH: &str = "/api/openapi.json";
 const BODY_LIMIT: usize = 1024 * 1024;
 /// How long a body may take: it comes from the same machine.
 const BODY_TIME: Duration = Duration::from_secs(10);
+/// The form of answers that go on: a line of JSON for each thing that is said.
+pub(crate) const LINES: &str = "application/x-ndjson";
 /// The schemes of the credentials, in the document.
 const TOKEN: &str = "token";
 const SESSION: &str = "session";
@@ -122,6 +127,16 @@ fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut path.get, &mut path.put, &mut path.post, &mut path.delete, &mut path.patch].into_iter().flatten()
 }
 
+/// An answer of one line of JSON for each thing that is said.
+fn lines<T: Serialize>(said: impl Stream<Item = T> + Send + 'static) -> Response {
+    let lines = said.map(|said| {
+        let mut line = serde_json::to_vec(&said).expect("texts and numbers are always JSON");
+        line.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(line))
+    });
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(LINES))], Body::from_stream(lines)).into_response()
+}
+
 /// The cluster that a path names: from here on the log says that the request is about it.
 pub(super) fn cluster_id(text: &str) -> Result<ClusterId, Problem> {
     let id = text.parse::<ClusterId>().map_err(|why| HostError::explained(&why))?;
@@ -134,6 +149,17 @@ pub(super) fn known(behind: &Behind, id: &str) -> Result<ClusterId, Problem> {
     let id = cluster_id(id)?;
     behind.api.knows(&id)?;
     Ok(id)
+}
+
+/// A secret on its way in. There is no way out.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Sealed(String);
+
+impl From<Sealed> for Secret<String> {
+    fn from(sealed: Sealed) -> Self {
+        Self::new(sealed.0)
+    }
 }
 
 /// The refusal for a cluster that is not there.
@@ -169,7 +195,7 @@ pub(super) async fn small<T: DeserializeOwned>(body: Body, limit: usize) -> Resu
     parse(&gather(body, limit).await?)
 }
 
-async fn gather(body: Body, limit: usize) -> Result<bytes::Bytes, Problem> {
+async fn gather(body: Body, limit: usize) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_TIME, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(why)) if why.is::<LengthLimitError>() => {

@@ -21,6 +21,7 @@ use crate::{
     namespace,
     proxy::ApiServers,
     set::ClusterChange,
+    settings::HeadscaleChange,
     settings::Settings,
     status::{self, ConnectorShown},
     verify,
@@ -93,6 +94,10 @@ impl HostApi for Api {
 
     fn settings(&self) -> BoxFuture<'_, Result<SettingsShown, HostError>> {
         Box::pin(self.fleet.settings(&self.settings))
+    }
+
+    fn change_headscale(&self, change: HeadscaleChange) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(change.keep(&self.settings, self.fleet.store()))
     }
 
     fn open<'a>(&'a self, id: &'a ClusterId, to: &'a Destination) -> BoxFuture<'a, Result<Box<dyn Io>, OpenError>> {

@@ -2,17 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
-use futures_util::future::LocalBoxFuture;
 use guildnet_model::{Class, ClusterId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::Run;
-use crate::{
-    AddRequest, HostError, Progress, RemoveRequest, RouterRequest, Settings, cluster_add, cluster_remove, keys_rotate,
-    router_ensure, router_remove,
-};
+use crate::{AddRequest, HostError, Progress, RemoveRequest, RouterRequest, Settings, add, remove, rotate, router};
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -95,17 +91,13 @@ impl Work {
     async fn at(self, settings: &Settings, progress: &Arc<dyn Progress>) -> Result<Value, HostError> {
         let progress = progress.as_ref();
         match self {
-            Self::Add(request) => value(cluster_add(settings, request, progress)).await,
-            Self::Remove(request) => value(cluster_remove(settings, &request, progress)).await,
-            Self::Router(request) => value(router_ensure(settings, request, progress)).await,
-            Self::RouterRemove(request) => value(router_remove(settings, &request, progress)).await,
-            Self::Rotate { id, router } => value(keys_rotate(settings, &id, router, progress)).await,
+            Self::Add(request) => as_value(&add::cluster_add(settings, request, progress).await?),
+            Self::Remove(request) => as_value(&remove::cluster_remove(settings, &request, progress).await?),
+            Self::Router(request) => as_value(&router::router_ensure(settings, request, progress).await?),
+            Self::RouterRemove(request) => as_value(&remove::router_remove(settings, &request, progress).await?),
+            Self::Rotate { id, router } => as_value(&rotate::keys_rotate(settings, &id, router, progress).await?),
         }
     }
-}
-
-async fn value<T: Serialize>(operation: LocalBoxFuture<'_, Result<T, HostError>>) -> Result<Value, HostError> {
-    as_value(&operation.await?)
 }
 
 /// A result as JSON.

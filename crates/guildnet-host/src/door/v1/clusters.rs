@@ -4,10 +4,10 @@ use axum::{
     Json,
     body::Body,
     extract::{Path, Request, State},
-    http::{HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
-use guildnet_model::{Class, ClusterId, Networks, Secret};
+use guildnet_model::{Class, ClusterId, Networks};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tracing::Instrument as _;
@@ -15,11 +15,11 @@ use url::Url;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, jobs, known, query, required, unknown};
+use super::{Sealed, cluster_id, jobs, known, query, required, unknown};
 use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{crowd::Slot, problem::Problem, routes::Behind},
-    jobs::{Job, Work},
+    jobs::{Job, Told, Work},
     names::Destination,
     set::ClusterChange,
     status::ConnectorShown,
@@ -98,25 +98,17 @@ struct Add {
     read_only: bool,
 }
 
-/// A secret on its way in. There is no way out.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Sealed(String);
-
-impl From<Sealed> for Secret<String> {
-    fn from(sealed: Sealed) -> Self {
-        Self::new(sealed.0)
-    }
-}
-
 /// Add a cluster
 ///
 /// Its connector must be admitted by the server before it is stored. The kubeconfig may not name programs or other files.
 #[utoipa::path(
     post, path = "/api/v1/clusters", tag = "clusters", request_body = Add,
-    responses((status = ACCEPTED, body = Job, description = "Begun")),
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
+    ),
 )]
-async fn add(State(behind): State<Behind>, body: Body) -> Result<Response, Problem> {
+async fn add(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let asked: Add = required(body).await?;
     let kubeconfig =
         KubeconfigRef { path: "the kubeconfig".into(), context: asked.context, content: Some(asked.kubeconfig.into()) };
@@ -133,7 +125,8 @@ async fn add(State(behind): State<Behind>, body: Body) -> Result<Response, Probl
         read_only: asked.read_only,
         consent: Consent::default(),
     };
-    Ok(jobs::begun(&behind.api.start(Work::Add(request))?))
+    let job = behind.api.start(Work::Add(request))?;
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 /// What a change did.
@@ -174,13 +167,22 @@ struct Remove {
 #[utoipa::path(
     delete, path = "/api/v1/clusters/{id}", tag = "clusters",
     params(("id" = String, Path, description = "The cluster's id"), Remove),
-    responses((status = ACCEPTED, body = Job, description = "Begun")),
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
+    ),
 )]
-async fn remove(State(behind): State<Behind>, Path(id): Path<String>, uri: Uri) -> Result<Response, Problem> {
+async fn remove(
+    State(behind): State<Behind>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
     let asked: Remove = query(&uri)?;
     let id = known(&behind, &id)?;
     let request = RemoveRequest { id, keep_router: asked.keep_router, forget: asked.forget };
-    Ok(jobs::begun(&behind.api.start(Work::Remove(request))?))
+    let job = behind.api.start(Work::Remove(request))?;
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 /// All connectors that run, by cluster

@@ -1,22 +1,21 @@
 //! Forwards into clusters, and the clusters' proxies.
 
-use std::{convert::Infallible, net::SocketAddrV4, sync::Arc};
+use std::{net::SocketAddrV4, sync::Arc};
 
 use axum::{
     Json,
     body::Body,
     extract::{Path, State},
-    http::{HeaderValue, StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse as _, Response},
 };
-use bytes::Bytes;
 use futures_util::stream;
 use guildnet_model::ClusterId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{cluster_id, required};
+use super::{cluster_id, lines, required};
 use crate::{
     door::{problem::Problem, routes::Behind},
     forward::{ForwardSpec, ForwardStatus, Forwards, Lease, ProxiesStatus, Said},
@@ -99,14 +98,7 @@ async fn keep_forwards(State(behind): State<Behind>, body: Body) -> Result<Respo
 async fn lease_forwards(State(behind): State<Behind>, body: Body) -> Result<Response, Problem> {
     let AskedForwards { cluster, forwards } = AskedForwards::read(body).await?;
     let lease = all(&behind)?.lease(&cluster, &forwards).await?;
-    let lines = stream::unfold(lease, async |mut lease: Lease| {
-        let said = lease.next().await?;
-        let mut line = serde_json::to_vec(&said).expect("texts and numbers are always JSON");
-        line.push(b'\n');
-        Some((Ok::<_, Infallible>(Bytes::from(line)), lease))
-    });
-    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"))];
-    Ok((kind, Body::from_stream(lines)).into_response())
+    Ok(lines(stream::unfold(lease, async |mut lease: Lease| Some((lease.next().await?, lease)))))
 }
 
 /// Stop a forward and its connections

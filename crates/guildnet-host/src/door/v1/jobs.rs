@@ -3,15 +3,17 @@
 use axum::{
     Json,
     extract::{Path, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
+use futures_util::stream;
 use serde_json::Value;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::{LINES, lines};
 use crate::{
     door::{problem::Problem, routes::Behind},
-    jobs::{Job, JobKind, JobState, Jobs},
+    jobs::{Following, Job, JobKind, JobState, Jobs},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
@@ -49,27 +51,24 @@ fn unknown() -> Problem {
         .with_hint("list those that are known: GET /api/v1/jobs")
 }
 
-/// The answer to a request that began a job: where to find it, and how it is now.
-pub(super) fn begun(job: &Job) -> Response {
+/// The answer to a request that began a job. To who accepts [`LINES`] a line for each step and the last one for the end, while
+/// the client stays: the job is cancelled when it leaves. Else where to find it, and how it is now.
+pub(super) fn answer(behind: &Behind, headers: &HeaderMap, job: &Job) -> Response {
+    let follows = headers.get(header::ACCEPT).is_some_and(|accepted| accepted == LINES);
+    match follows.then(|| behind.api.jobs().follow(&job.id)).flatten() {
+        Some(job) => lines(stream::unfold(job, async |mut job: Following| Some((job.next().await?, job)))),
+        None => begun(job),
+    }
+}
+
+/// Where to find a job, and how it is now.
+fn begun(job: &Job) -> Response {
     let mut answer = (StatusCode::ACCEPTED, Json(job)).into_response();
     // A job's name is hexadecimal.
     if let Ok(place) = HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)) {
         answer.headers_mut().insert(header::LOCATION, place);
     }
     answer
-}
-
-/// The job once it has ended. It is cancelled if this is dropped before.
-pub(super) async fn ended(behind: &Behind, id: &str) -> Result<Response, Problem> {
-    struct Cancel<'a>(&'a Jobs, &'a str);
-    impl Drop for Cancel<'_> {
-        fn drop(&mut self) {
-            // Harmless for one that has ended.
-            self.0.cancel(self.1);
-        }
-    }
-    let _cancel = Cancel(behind.api.jobs(), id);
-    behind.api.jobs().ended(id).await.map(|job| Json(job).into_response()).ok_or_else(unknown)
 }
 
 /// What the last run of the checks found.

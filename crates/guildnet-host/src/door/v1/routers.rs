@@ -4,6 +4,7 @@ use axum::{
     Json,
     body::Body,
     extract::{Path, State},
+    http::HeaderMap,
     response::Response,
 };
 use guildnet_model::{ClusterId, Networks};
@@ -15,7 +16,7 @@ use super::{cluster_id, jobs, known, read};
 use crate::{
     RouterReport, RouterRequest, Via,
     door::{problem::Problem, routes::Behind},
-    jobs::{Job, Work},
+    jobs::{Job, Told, Work},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
@@ -95,23 +96,36 @@ struct Ensure {
 #[utoipa::path(
     post, path = "/api/v1/clusters/{id}/router", tag = "routers", request_body = Option<Ensure>,
     params(("id" = String, Path, description = "The cluster's id")),
-    responses((status = ACCEPTED, body = Job, description = "Begun")),
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
+    ),
 )]
-async fn ensure(State(behind): State<Behind>, Path(id): Path<String>, body: Body) -> Result<Response, Problem> {
+async fn ensure(
+    State(behind): State<Behind>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
     let asked: Ensure = read(body).await?;
-    Ok(jobs::begun(&behind.api.start(Work::Router(request(id, asked.routes)))?))
+    let job = behind.api.start(Work::Router(request(id, asked.routes)))?;
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 /// Take the routers out
 #[utoipa::path(
     delete, path = "/api/v1/clusters/{id}/router", tag = "routers",
     params(("id" = String, Path, description = "The cluster's id")),
-    responses((status = ACCEPTED, body = Job, description = "Begun")),
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
+    ),
 )]
-async fn remove(State(behind): State<Behind>, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn remove(State(behind): State<Behind>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
-    Ok(jobs::begun(&behind.api.start(Work::RouterRemove(request(id, None)))?))
+    let job = behind.api.start(Work::RouterRemove(request(id, None)))?;
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 /// What gets a new key.
@@ -129,12 +143,21 @@ struct Rotate {
 #[utoipa::path(
     post, path = "/api/v1/clusters/{id}/keys/rotate", tag = "headscale", request_body = Option<Rotate>,
     params(("id" = String, Path, description = "The cluster's id")),
-    responses((status = ACCEPTED, body = Job, description = "Begun")),
+    responses(
+        (status = ACCEPTED, body = Job, description = "Begun"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
+    ),
 )]
-async fn rotate(State(behind): State<Behind>, Path(id): Path<String>, body: Body) -> Result<Response, Problem> {
+async fn rotate(
+    State(behind): State<Behind>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
     let asked: Rotate = read(body).await?;
-    Ok(jobs::begun(&behind.api.start(Work::Rotate { id, router: asked.router })?))
+    let job = behind.api.start(Work::Rotate { id, router: asked.router })?;
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 fn request(id: ClusterId, routes: Option<Networks>) -> RouterRequest {

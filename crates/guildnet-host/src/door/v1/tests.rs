@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use super::*;
 use crate::{
     door::tests::{Served, refused, said},
-    jobs::{Job, JobState},
+    jobs::{Job, JobState, Step, Told},
 };
 
 /// After a wanted change, write the file anew: `UPDATE_OPENAPI=1 cargo nextest run -E 'test(committed_document)'`.
@@ -53,6 +53,24 @@ async fn post(door: &Served, path: &str, body: &str) -> String {
     door.raw(&format!("POST {path}"), &[&format!("content-length: {}", body.len())], body).await
 }
 
+/// What makes a job that is begun tell its steps.
+const FOLLOW: &str = "accept: application/x-ndjson";
+
+/// The checks, followed to their end: what was told, and the job as it was then.
+async fn followed(door: &Served, body: &str) -> (Vec<Step>, Job) {
+    let length = format!("content-length: {}", body.len());
+    let answer = door.raw("POST /api/v1/verify", &[FOLLOW, &length], body).await;
+    let mut steps = Vec::new();
+    // Its chunks are of whole lines.
+    for line in answer.lines().filter(|line| line.starts_with('{')) {
+        match serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {answer}")) {
+            Told::Step(step) => steps.push(step),
+            Told::Ended(job) => return (steps, *job),
+        }
+    }
+    panic!("no end: {answer}")
+}
+
 #[tokio::test]
 async fn checks_are_a_job_that_is_found_where_the_answer_says() {
     let door = Served::new().await;
@@ -61,9 +79,10 @@ async fn checks_are_a_job_that_is_found_where_the_answer_says() {
     let job: Job = json(&begun);
     let place = format!("/api/v1/jobs/{}", job.id);
     assert!(begun.contains(&format!("location: {place}\r\n")), "{begun}");
-    // The same again, waited for: the first has ended by then, or will.
-    let ended: Job = json(&post(&door, "/api/v1/verify?wait=true", r#"{"clusters":["a"]}"#).await);
-    assert_eq!((ended.state, ended.steps.len()), (JobState::Done, 1));
+    // The same again, followed: the first has ended by then, or will.
+    let (steps, ended) = followed(&door, r#"{"clusters":["a"]}"#).await;
+    assert_eq!((ended.state, &ended.steps), (JobState::Done, &steps));
+    assert_eq!(steps.iter().map(|s| s.text.as_str()).collect::<Vec<_>>(), ["looking"]);
     assert_eq!(ended.result.expect("a report")["passed"], 1);
     let listed: Vec<Job> = json(&door.raw("GET /api/v1/jobs", &[], "").await);
     assert_eq!(listed.iter().map(|j| &j.id).collect::<Vec<_>>(), [&job.id, &ended.id]);
@@ -74,7 +93,7 @@ async fn checks_are_a_job_that_is_found_where_the_answer_says() {
 }
 
 #[tokio::test]
-async fn a_job_is_cancelled_on_request_or_when_who_waits_for_it_leaves() {
+async fn a_job_is_cancelled_on_request_or_when_who_follows_it_leaves() {
     let door = Served::new().await;
     let mut events = Events::open(&door, None).await;
     let slow = r#"{"clusters":["slow"]}"#;
@@ -83,7 +102,7 @@ async fn a_job_is_cancelled_on_request_or_when_who_waits_for_it_leaves() {
     events.until(|event, data| event == "job" && data["job"] == job.id.as_str() && data["state"] == "cancelled").await;
 
     let mut waiting = door.tls(&[]).await;
-    let head = door.head("POST /api/v1/verify?wait=true", &[&format!("content-length: {}", slow.len())]);
+    let head = door.head("POST /api/v1/verify", &[FOLLOW, &format!("content-length: {}", slow.len())]);
     waiting.write_all(format!("{head}\r\n{slow}").as_bytes()).await.expect("sent");
     events.until(|event, data| event == "job" && data["step"] == "looking").await;
     drop(waiting);
@@ -143,7 +162,7 @@ async fn events_go_on_after_an_interruption_and_end_with_the_host_app() {
     let events = Events::open(&door, None).await;
     let last = events.last.clone();
     drop(events);
-    let job: Job = json(&post(&door, "/api/v1/verify?wait=true", "{}").await);
+    let (_, job) = followed(&door, "{}").await;
     let mut again = Events::open(&door, Some(&last)).await;
     again.until(|event, data| event == "job" && data["job"] == job.id.as_str() && data["state"] == "done").await;
     let mut lost = Events::open(&door, Some("of-another-life")).await;
@@ -168,6 +187,18 @@ async fn switches_are_set_by_field_and_a_wrong_one_is_named() {
         assert_eq!(json::<Problem>(&wrong).field.as_deref(), Some(field));
     }
     assert_eq!(said(&patch("").await), refused(400, "usage"));
+    let headscale = async |body: &str| {
+        door.raw("PATCH /api/v1/settings", &[&format!("content-length: {}", body.len())], body).await
+    };
+    assert_eq!(said(&headscale("{}").await), (200, None));
+    let wrong = headscale(r#"{"headscale":{"url":"nowhere"}}"#).await;
+    assert_eq!(
+        (said(&wrong), json::<Problem>(&wrong).field.as_deref()),
+        (refused(400, "usage"), Some("headscale.url"))
+    );
+    let planted = "a-planted-secret";
+    let key = headscale(&format!(r#"{{"headscale":{{"apiKey":"{planted}"}}}}"#)).await;
+    assert!(said(&key).0 != 200 && !key.contains(planted), "{key}");
     let odd = door.raw("DELETE /api/v1/clusters/a?keepRouter=perhaps", &[], "").await;
     assert_eq!(said(&odd), refused(400, "usage"));
     door.stop().await;

@@ -1,15 +1,15 @@
 //! Checks of every link, as jobs.
 
-use axum::{body::Body, extract::State, http::Uri, response::Response};
+use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
 use guildnet_model::ClusterId;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{jobs, query, read};
+use super::{jobs, read};
 use crate::{
     door::{problem::Problem, routes::Behind},
-    jobs::Job,
+    jobs::{Job, Told},
     verify::Report,
 };
 
@@ -27,31 +27,20 @@ pub(crate) struct Verify {
     pub(crate) clusters: Vec<ClusterId>,
 }
 
-/// How a job is waited for.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct Waiting {
-    /// Answer when it has ended; it is cancelled if the client leaves.
-    #[serde(default)]
-    wait: bool,
-}
-
 /// Run all checks
 ///
 /// The result of the job is a report. Runs stand among the jobs.
 #[utoipa::path(
-    post, path = "/api/v1/verify", tag = "verify", params(Waiting), request_body = Option<Verify>,
+    post, path = "/api/v1/verify", tag = "verify", request_body = Option<Verify>,
     responses(
         (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Job, description = "Ended, if it was waited for"),
+        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
     ),
 )]
-async fn verify(State(behind): State<Behind>, uri: Uri, body: Body) -> Result<Response, Problem> {
-    let waiting: Waiting = query(&uri)?;
+async fn verify(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let asked: Verify = read(body).await?;
     let job = behind.api.verify(asked.clusters)?;
-    if waiting.wait { jobs::ended(&behind, &job.id).await } else { Ok(jobs::begun(&job)) }
+    Ok(jobs::answer(&behind, &headers, &job))
 }
 
 /// The last report of all clusters or some, while it is kept
