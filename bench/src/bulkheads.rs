@@ -2,23 +2,23 @@
 //! answers late, one whose client asks as fast as it can. Rounds of both are interleaved.
 //!
 //! Who hangs and who is late is the caller's doing (`scripts/load.sh` freezes their API servers); this only asks. Each client is
-//! a connection of its own, as programs of people are. All of it shares the machine's processors, which is part of what a
-//! person sees and no bulkhead can change: the share of the flood is told.
+//! a connection of its own, as programs of people are, and the misbehaving ones are a process of their own (`crowd.rs`). All
+//! share the machine's processors, unless the caller puts the crowd and its cluster where they run only when nobody else wants to.
+
+mod crowd;
 
 use std::{
     io::Write as _,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
     time::{Duration, Instant},
 };
 
 use http::Method;
 use serde::Serialize;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::time::sleep;
 
+use self::crowd::Counts;
+pub(crate) use self::crowd::Crowd;
 use crate::{
     figures::{Failure, p50_ms, p99_ms},
     kube::Way,
@@ -26,12 +26,6 @@ use crate::{
 
 /// What is asked of every cluster.
 const PATH: &str = "/api/v1/namespaces/kube-system";
-/// Requests at once of the flood: more than half of what one cluster may take, so that none of it is refused.
-const FLOOD: usize = 64;
-/// Clients of each cluster that does not answer: more than the places that it has, so that some wait and some are refused.
-const STUCK: usize = 400;
-/// How long a refused client waits before it comes again, as client-go does.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Between two gets of the healthy cluster: a person's tool, not a benchmark of throughput.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -41,15 +35,8 @@ pub(crate) struct Bulkheads {
     /// Kubeconfig of the cluster that is measured.
     #[arg(long)]
     healthy: PathBuf,
-    /// Kubeconfigs of clusters that hang or answer late.
-    #[arg(long)]
-    stuck: Vec<PathBuf>,
-    /// Kubeconfig of a cluster that is flooded.
-    #[arg(long)]
-    flood: Option<PathBuf>,
-    /// Requests a second that the flood may send, all together; without it, as many as it can.
-    #[arg(long)]
-    pace: Option<u32>,
+    #[command(flatten)]
+    crowd: Crowd,
     /// Seconds of each round.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -81,14 +68,6 @@ struct Times {
     gets: usize,
     p50_ms: f64,
     p99_ms: f64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    over: AtomicBool,
-    flood: AtomicU64,
-    answered: AtomicU64,
-    refused: AtomicU64,
 }
 
 impl Bulkheads {
@@ -125,35 +104,33 @@ impl Bulkheads {
             healthy.whole(Method::GET, PATH, None).await?;
         }
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
-        let all = Arc::new(Counts::default());
+        let mut all = Counts::default();
         for _ in 0..self.rounds {
             alone.extend(self.gets(&healthy).await?);
-            let counts = Arc::new(Counts::default());
-            let mut others = self.others(&counts).await?;
+            let mut crowd = self.crowd.start()?;
             // Until the others are under way: their connections open, their places taken.
             sleep(Duration::from_secs(2)).await;
-            counts.flood.store(0, Relaxed);
+            crowd.count()?;
             beside.extend(self.gets(&healthy).await?);
-            all.flood.fetch_add(counts.flood.load(Relaxed), Relaxed);
-            counts.over.store(true, Relaxed);
-            others.shutdown().await;
-            all.answered.fetch_add(counts.answered.load(Relaxed), Relaxed);
-            all.refused.fetch_add(counts.refused.load(Relaxed), Relaxed);
+            let counts = crowd.stop()?;
+            all.flood += counts.flood;
+            all.answered += counts.answered;
+            all.refused += counts.refused;
             // Until the Host App has let go of what they asked.
             sleep(Duration::from_secs(2)).await;
         }
         let times = |of: &[Duration]| Times { gets: of.len(), p50_ms: p50_ms(of), p99_ms: p99_ms(of) };
         let (alone, beside) = (times(&alone), times(&beside));
         #[expect(clippy::cast_precision_loss, reason = "counts of seconds")]
-        let flood_per_second = all.flood.load(Relaxed) as f64 / (self.seconds * self.rounds as u64) as f64;
+        let flood_per_second = all.flood as f64 / (self.seconds * self.rounds as u64) as f64;
         Ok(Seen {
             p50_ratio: beside.p50_ms / alone.p50_ms,
             p99_ratio: beside.p99_ms / alone.p99_ms,
             alone,
             beside,
             flood_per_second,
-            stuck_answered: all.answered.load(Relaxed),
-            stuck_refused: all.refused.load(Relaxed),
+            stuck_answered: all.answered,
+            stuck_refused: all.refused,
         })
     }
 
@@ -167,49 +144,5 @@ impl Bulkheads {
             sleep(PAUSE).await;
         }
         Ok(times)
-    }
-
-    /// Starts the clients of the others.
-    async fn others(&self, counts: &Arc<Counts>) -> Result<JoinSet<()>, Failure> {
-        let mut tasks = JoinSet::new();
-        for file in &self.stuck {
-            // Four connections, since one takes 512 requests at most and a browser or an informer has a few.
-            for _ in 0..4 {
-                let way = Arc::new(Way::open("stuck", file, None).await?);
-                for _ in 0..STUCK / 4 {
-                    let (way, counts) = (Arc::clone(&way), Arc::clone(counts));
-                    tasks.spawn(async move {
-                        while !counts.over.load(Relaxed) {
-                            match way.whole(Method::GET, PATH, None).await {
-                                Ok(_) => drop(counts.answered.fetch_add(1, Relaxed)),
-                                Err(_) => {
-                                    counts.refused.fetch_add(1, Relaxed);
-                                    sleep(AGAIN).await;
-                                }
-                            }
-                        }
-                    });
-                }
-            }
-        }
-        if let Some(file) = &self.flood {
-            let way = Arc::new(Way::open("flood", file, None).await?);
-            let pause = self.pace.map(|pace| Duration::from_secs_f64(FLOOD as f64 / f64::from(pace.max(1))));
-            for _ in 0..FLOOD {
-                let (way, counts) = (Arc::clone(&way), Arc::clone(counts));
-                tasks.spawn(async move {
-                    while !counts.over.load(Relaxed) {
-                        let begun = Instant::now();
-                        if way.whole(Method::GET, PATH, None).await.is_ok() {
-                            counts.flood.fetch_add(1, Relaxed);
-                        }
-                        if let Some(left) = pause.and_then(|pause| pause.checked_sub(begun.elapsed())) {
-                            sleep(left).await;
-                        }
-                    }
-                });
-            }
-        }
-        Ok(tasks)
     }
 }

@@ -32,6 +32,9 @@ enum Command {
     Kube(kube::Kube),
     /// Ask a healthy cluster alone and beside others that hang, are late and are flooded.
     Bulkheads(bulkheads::Bulkheads),
+    /// Be those others; started by the one before.
+    #[command(hide = true)]
+    Crowd(bulkheads::Crowd),
     /// Keep one connector busy for an hour and print a line each minute.
     Soak(soak::Soak),
 }
@@ -43,6 +46,7 @@ pub fn bench() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Kube(kube) => kube.run(),
         Command::Bulkheads(bulkheads) => bulkheads.run(),
+        Command::Crowd(crowd) => crowd.run(),
         Command::Soak(soak) => soak.run(),
     })
 }
