@@ -239,7 +239,7 @@ impl HostClient {
     }
 
     fn read<T: DeserializeOwned>(&self, answer: (StatusCode, Bytes)) -> Result<T, HostError> {
-        serde_json::from_slice(&self.accepted(answer)?).map_err(|why| self.unexpected(&why))
+        serde_json::from_slice(&self.accepted(answer)?).map_err(|why| self.unexpected(why))
     }
 
     /// The body of an answer that is no refusal.
@@ -247,7 +247,7 @@ impl HostClient {
         if status.is_success() { Ok(body) } else { Err(self.refused(status, &body)) }
     }
 
-    fn unexpected(&self, why: &serde_json::Error) -> HostError {
+    fn unexpected(&self, why: impl fmt::Display) -> HostError {
         HostError::new(
             Class::Failed,
             format!("the Host App at {} said something else than expected: {why}", self.url()),

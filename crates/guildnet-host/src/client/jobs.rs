@@ -113,7 +113,7 @@ impl HostClient {
 
     fn outcome<T: DeserializeOwned>(&self, job: Job) -> Result<T, HostError> {
         match (job.result, job.error) {
-            (Some(result), _) => serde_json::from_value(result).map_err(|why| self.unexpected(&why)),
+            (Some(result), _) => serde_json::from_value(result).map_err(|why| self.unexpected(why)),
             (None, Some(why)) => Err(why.into_error()),
             (None, None) => Err(HostError::new(Class::Failed, format!("the {} was cancelled", job.kind))
                 .with_hint("run the command again: it goes on from there")),

@@ -72,10 +72,10 @@ impl Lines {
         loop {
             if let Some(end) = self.line.iter().position(|b| *b == b'\n') {
                 let line = self.line.split_to(end + 1);
-                return serde_json::from_slice(&line).map(Some).map_err(|why| self.odd(why));
+                return serde_json::from_slice(&line).map(Some).map_err(|why| self.host.unexpected(why));
             }
             if self.line.len() > LINE_LIMIT {
-                return Err(self.odd("a line without an end"));
+                return Err(self.host.unexpected("a line without an end"));
             }
             let Some(frame) = self.frame().await else { return Ok(None) };
             match frame {
@@ -113,10 +113,5 @@ impl Lines {
     pub(super) fn broken(&self, why: impl Display) -> HostError {
         let said = format!("the Host App at {} has ended: {why}", self.host.url());
         HostError::new(Class::Unreachable, said).with_hint("start it again: guildnet up")
-    }
-
-    fn odd(&self, why: impl Display) -> HostError {
-        let said = format!("the Host App at {} said something else than expected: {why}", self.host.url());
-        HostError::new(Class::Failed, said).with_hint("it may be of another version: guildnet down, then guildnet up")
     }
 }

@@ -125,8 +125,7 @@ async fn add(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Re
         read_only: asked.read_only,
         consent: Consent::default(),
     };
-    let job = behind.api.start(Work::Add(request))?;
-    Ok(jobs::answer(&behind, &headers, &job))
+    jobs::work(&behind, &headers, Work::Add(request))
 }
 
 /// What a change did.
@@ -181,8 +180,7 @@ async fn remove(
     let asked: Remove = query(&uri)?;
     let id = known(&behind, &id)?;
     let request = RemoveRequest { id, keep_router: asked.keep_router, forget: asked.forget };
-    let job = behind.api.start(Work::Remove(request))?;
-    Ok(jobs::answer(&behind, &headers, &job))
+    jobs::work(&behind, &headers, Work::Remove(request))
 }
 
 /// All connectors that run, by cluster

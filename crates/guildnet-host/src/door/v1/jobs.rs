@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{LINES, lines};
 use crate::{
     door::{problem::Problem, routes::Behind},
-    jobs::{Following, Job, JobKind, JobState, Jobs},
+    jobs::{Following, Job, JobKind, JobState, Jobs, Work},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
@@ -59,6 +59,12 @@ pub(super) fn answer(behind: &Behind, headers: &HeaderMap, job: &Job) -> Respons
         Some(job) => lines(stream::unfold(job, async |mut job: Following| Some((job.next().await?, job)))),
         None => begun(job),
     }
+}
+
+/// Begins work on a cluster; the answer is [`answer`]'s.
+pub(super) fn work(behind: &Behind, headers: &HeaderMap, work: Work) -> Result<Response, Problem> {
+    let job = behind.api.start(work)?;
+    Ok(answer(behind, headers, &job))
 }
 
 /// Where to find a job, and how it is now.

@@ -109,8 +109,7 @@ async fn ensure(
 ) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
     let asked: Ensure = read(body).await?;
-    let job = behind.api.start(Work::Router(request(id, asked.routes)))?;
-    Ok(jobs::answer(&behind, &headers, &job))
+    jobs::work(&behind, &headers, Work::Router(request(id, asked.routes)))
 }
 
 /// Take the routers out
@@ -124,8 +123,7 @@ async fn ensure(
 )]
 async fn remove(State(behind): State<Behind>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
-    let job = behind.api.start(Work::RouterRemove(request(id, None)))?;
-    Ok(jobs::answer(&behind, &headers, &job))
+    jobs::work(&behind, &headers, Work::RouterRemove(request(id, None)))
 }
 
 /// What gets a new key.
@@ -156,8 +154,7 @@ async fn rotate(
 ) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
     let asked: Rotate = read(body).await?;
-    let job = behind.api.start(Work::Rotate { id, router: asked.router })?;
-    Ok(jobs::answer(&behind, &headers, &job))
+    jobs::work(&behind, &headers, Work::Rotate { id, router: asked.router })
 }
 
 fn request(id: ClusterId, routes: Option<Networks>) -> RouterRequest {
