@@ -405,7 +405,11 @@ impl Tcp {
             return;
         }
         let grown = self.receive.as_ref().is_some_and(Receiver::has_grown);
-        if (grown || self.ack_due.is_some_and(|at| at <= now)) && !out.is_full() && self.receive.is_some() {
+        if grown {
+            self.ack_due = Some(now);
+        }
+        // As many as it takes to tell of all that came out of order.
+        while self.ack_due.is_some_and(|at| at <= now) && !out.is_full() {
             self.put(out, None, Flags::ACK, self.send.number(self.send.next()));
         }
     }
@@ -436,7 +440,7 @@ impl Tcp {
                 receive.report(&mut options);
             }
             window = if syn { receive.first_window() } else { receive.window() };
-            if has_room || !receive.has_holes() {
+            if !self.sacks || !receive.has_untold() {
                 self.ack_due = None;
             }
         }

@@ -18,6 +18,8 @@ use crate::packet::{MAX_SACK, Options};
 pub(super) const SHIFT: u8 = 8;
 /// Pieces between holes that are kept. A far end that leaves more of them costs only itself.
 const MAX_EARLY: usize = 512;
+/// Ranges that are still to be told. Of more the oldest are left out: no turn is so long.
+const MAX_UNTOLD: usize = 64;
 
 /// Bytes that came before those in front of them.
 struct Early {
@@ -62,8 +64,10 @@ pub(super) struct Receiver {
     /// Bytes ready.
     queued: usize,
     fin: Option<u64>,
-    /// Where the latest early pieces began, newest first.
-    recent: VecDeque<u64>,
+    /// Where early pieces began that the far end has not heard of, oldest first.
+    untold: VecDeque<u64>,
+    /// Where those began that it has heard of last, newest first.
+    told: VecDeque<u64>,
     /// What came twice and was not told yet.
     twice: Option<(u64, u64)>,
     /// Segments received in order since the last acknowledgement.
@@ -92,7 +96,8 @@ impl Receiver {
             share,
             queued: 0,
             fin: None,
-            recent: VecDeque::new(),
+            untold: VecDeque::new(),
+            told: VecDeque::new(),
             twice: None,
             unacknowledged: 0,
             pace: None,
@@ -232,9 +237,12 @@ impl Receiver {
         self.had_holes = true;
         self.share.take(data.len());
         let (from, to) = self.block(start);
-        self.recent.retain(|at| !(from..to).contains(at));
-        self.recent.push_front(start);
-        self.recent.truncate(MAX_SACK);
+        self.told.retain(|at| !(from..to).contains(at));
+        self.untold.retain(|at| !(from..to).contains(at));
+        if self.untold.len() == MAX_UNTOLD {
+            self.untold.pop_front();
+        }
+        self.untold.push_back(start);
     }
 
     /// The whole range without a hole around an early offset.
@@ -251,22 +259,33 @@ impl Receiver {
         (self.early[first].start, self.early[last].end())
     }
 
-    /// Adds what arrived out of order, and what came twice (RFC 2018, RFC 2883).
+    /// Adds what arrived out of order, and what came twice (RFC 2018, RFC 2883): what the far end has not heard of first, in
+    /// the order in which it came.
     pub(super) fn report(&mut self, options: &mut Options) {
+        let mut room = MAX_SACK;
         if let Some((start, end)) = self.twice.take() {
             options.add_sack(self.number(start), self.number(end));
+            room -= 1;
         }
         let next = self.next;
-        self.recent.retain(|at| *at >= next);
-        for at in &self.recent {
+        self.told.retain(|at| *at >= next);
+        self.untold.retain(|at| *at >= next);
+        for at in self.untold.drain(..room.min(self.untold.len())) {
+            self.told.push_front(at);
+        }
+        self.told.truncate(MAX_SACK);
+        for at in &self.told {
             let (start, end) = self.block(*at);
             options.add_sack(self.number(start), self.number(end));
         }
     }
 
-    /// Whether something came that does not follow what came before, or came twice.
-    pub(super) fn has_holes(&self) -> bool {
-        self.twice.is_some() || !self.early.is_empty()
+    /// Whether there is more to report, since the last time it was done or because one segment had no room for all. A range of
+    /// which the far end hears only after what lies beyond it looks to it like packets that came out of order, and it waits
+    /// longer from then on before it sends anything again (RFC 8985 section 6.2, step 3; `tcp_check_sack_reordering` in Linux
+    /// `net/ipv4/tcp_input.c`).
+    pub(super) fn has_untold(&self) -> bool {
+        self.twice.is_some() || !self.untold.is_empty()
     }
 
     /// Whether nothing more will come.
