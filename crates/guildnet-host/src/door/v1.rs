@@ -48,7 +48,7 @@ use super::{
     routes::Behind,
     trace,
 };
-use crate::HostError;
+use crate::{HostError, jobs::Told};
 
 pub(crate) use clusters::{Changed, DIAL_PROTOCOL};
 pub(crate) use forwards::AskedForwards;
@@ -107,8 +107,10 @@ fn finished(mut document: OpenApi) -> OpenApi {
     components.add_security_scheme(TOKEN, SecurityScheme::Http(bearer));
     let cookie = ApiKeyValue::with_description(COOKIE, "guildnet ui; needs Sec-Fetch-Site: same-origin");
     components.add_security_scheme(SESSION, SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
-    let mut schemas = vec![(Wire::name().into_owned(), Wire::schema())];
+    // What no handler's own description names.
+    let mut schemas = vec![(Wire::name().into_owned(), Wire::schema()), (Told::name().into_owned(), Told::schema())];
     Wire::schemas(&mut schemas);
+    Told::schemas(&mut schemas);
     components.schemas.extend(schemas);
     let alone = |scheme| SecurityRequirement::new::<_, [&str; 0], &str>(scheme, []);
     document.security = Some(vec![alone(TOKEN), alone(SESSION)]);

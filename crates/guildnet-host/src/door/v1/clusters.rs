@@ -19,7 +19,7 @@ use super::{Sealed, cluster_id, jobs, known, query, required, unknown};
 use crate::{
     AddRequest, ClusterInfo, ClusterStatus, Consent, HostError, KubeconfigRef, RemoveRequest,
     door::{crowd::Slot, problem::Problem, routes::Behind},
-    jobs::{Job, Told, Work},
+    jobs::Work,
     names::Destination,
     set::ClusterChange,
     status::ConnectorShown,
@@ -103,10 +103,7 @@ struct Add {
 /// Its connector must be admitted by the server before it is stored. The kubeconfig may not name programs or other files.
 #[utoipa::path(
     post, path = "/api/v1/clusters", tag = "clusters", request_body = Add,
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn add(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let asked: Add = required(body).await?;
@@ -166,10 +163,7 @@ struct Remove {
 #[utoipa::path(
     delete, path = "/api/v1/clusters/{id}", tag = "clusters",
     params(("id" = String, Path, description = "The cluster's id"), Remove),
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn remove(
     State(behind): State<Behind>,

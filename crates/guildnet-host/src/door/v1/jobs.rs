@@ -1,5 +1,7 @@
 //! Jobs: what is under way and what was done.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::{Path, State},
@@ -8,12 +10,16 @@ use axum::{
 };
 use futures_util::stream;
 use serde_json::Value;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{ContentBuilder, Ref, RefOr, Response as Described, ResponseBuilder},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{LINES, lines};
 use crate::{
     door::{problem::Problem, routes::Behind},
-    jobs::{Following, Job, JobKind, JobState, Jobs, Work},
+    jobs::{Following, Job, JobKind, JobState, Jobs, Told, Work},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
@@ -49,6 +55,23 @@ async fn cancel(State(behind): State<Behind>, Path(id): Path<String>) -> Result<
 fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such job, or no longer")
         .with_hint("list those that are known: GET /api/v1/jobs")
+}
+
+/// What [`answer`] does, in the document.
+pub(super) struct Answer;
+
+impl IntoResponses for Answer {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        let described = |said: &str, form: &str, schema: &str| {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+            RefOr::T(ResponseBuilder::new().description(said).content(form, content).build())
+        };
+        let followed = format!("Followed, by `Accept: {LINES}`");
+        BTreeMap::from([
+            (StatusCode::OK.as_str().to_owned(), described(&followed, LINES, &Told::name())),
+            (StatusCode::ACCEPTED.as_str().to_owned(), described("Begun", "application/json", &Job::name())),
+        ])
+    }
 }
 
 /// The answer to a request that began a job. To who accepts [`LINES`] a line for each step and the last one for the end, while

@@ -16,7 +16,7 @@ use super::{cluster_id, jobs, known, read};
 use crate::{
     RouterReport, RouterRequest, Via,
     door::{problem::Problem, routes::Behind},
-    jobs::{Job, Told, Work},
+    jobs::Work,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Behind> {
@@ -96,10 +96,7 @@ struct Ensure {
 #[utoipa::path(
     post, path = "/api/v1/clusters/{id}/router", tag = "routers", request_body = Option<Ensure>,
     params(("id" = String, Path, description = "The cluster's id")),
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn ensure(
     State(behind): State<Behind>,
@@ -116,10 +113,7 @@ async fn ensure(
 #[utoipa::path(
     delete, path = "/api/v1/clusters/{id}/router", tag = "routers",
     params(("id" = String, Path, description = "The cluster's id")),
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn remove(State(behind): State<Behind>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
     let id = known(&behind, &id)?;
@@ -141,10 +135,7 @@ struct Rotate {
 #[utoipa::path(
     post, path = "/api/v1/clusters/{id}/keys/rotate", tag = "headscale", request_body = Option<Rotate>,
     params(("id" = String, Path, description = "The cluster's id")),
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn rotate(
     State(behind): State<Behind>,

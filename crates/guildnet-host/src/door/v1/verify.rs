@@ -9,7 +9,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{jobs, read};
 use crate::{
     door::{problem::Problem, routes::Behind},
-    jobs::{Job, Told},
     verify::Report,
 };
 
@@ -32,10 +31,7 @@ pub(crate) struct Verify {
 /// The result of the job is a report. Runs stand among the jobs.
 #[utoipa::path(
     post, path = "/api/v1/verify", tag = "verify", request_body = Option<Verify>,
-    responses(
-        (status = ACCEPTED, body = Job, description = "Begun"),
-        (status = OK, body = Told, content_type = "application/x-ndjson", description = "Followed, by `Accept: application/x-ndjson`"),
-    ),
+    responses(jobs::Answer),
 )]
 async fn verify(State(behind): State<Behind>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let asked: Verify = read(body).await?;
