@@ -16,6 +16,7 @@ ipset|/usr/sbin/ipset|kube-proxy
 socat|/usr/bin/socat|kubectl port-forward
 ethtool|/usr/sbin/ethtool|kubelet looks for it
 util-linux|/usr/bin/nsenter|enters the namespaces
+systemd|/lib/systemd/systemd|runs the Host App'\''s units in the end-to-end tests
 chromium|/usr/bin/chromium|the browser of the end-to-end tests
 libnss3-tools|/usr/bin/certutil|makes that browser trust the Host App
 python3-kubernetes|/usr/lib/python3/dist-packages/kubernetes/__init__.py|a client of the clusters in the end-to-end tests

@@ -31,6 +31,8 @@ mod networks;
 mod policy;
 #[path = "it/smoke.rs"]
 mod smoke;
+#[path = "it/units.rs"]
+mod units;
 #[path = "it/up_variants.rs"]
 mod up_variants;
 #[path = "it/verify_faults.rs"]

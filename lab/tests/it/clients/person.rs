@@ -148,8 +148,9 @@ impl Drop for Person {
     }
 }
 
-/// The command where the person may run it, as kubectl does for a token: a build may lie in a folder that only root enters.
-fn installed(fleet: &Fleet) -> PathBuf {
+/// The command where the person may run it, as kubectl does for a token and systemd for a unit: a build may lie in a folder
+/// that only root enters.
+pub(crate) fn installed(fleet: &Fleet) -> PathBuf {
     let to: &Path = &fleet.lab.plan().instance.data_dir().join("guildnet");
     let built = fs::read(binary()).expect("the command under test");
     if !fs::read(to).is_ok_and(|there| there == built) {
