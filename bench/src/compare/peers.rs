@@ -10,6 +10,7 @@ use std::{
 };
 
 use guildnet_model::{Secret, SiteNumber, Target, via6};
+use tempfile::TempDir;
 
 use crate::{figures::Failure, protocol::Answer, tailnet::Tailnet};
 
@@ -104,10 +105,14 @@ pub(super) struct Peer {
     child: Child,
     commands: Option<ChildStdin>,
     answers: Receiver<String>,
+    /// What it keeps; gone with it, also when it has to be killed.
+    _folder: TempDir,
 }
 
 impl Peer {
     fn spawn(kind: Kind, mut command: Command) -> Result<Self, Failure> {
+        let folder = tempfile::tempdir()?;
+        command.env("TMPDIR", folder.path());
         let started = Instant::now();
         let mut child = command
             .stdin(Stdio::piped())
@@ -119,7 +124,7 @@ impl Peer {
         // It ends with the client's output, so with the client.
         let (told, answers) = channel();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| told.send(line)));
-        Ok(Self { kind, started, child, commands, answers })
+        Ok(Self { kind, started, child, commands, answers, _folder: folder })
     }
 
     /// Tells it a command, whose answer is to be waited for.
