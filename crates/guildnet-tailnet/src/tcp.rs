@@ -39,9 +39,11 @@ use crate::packet::{Flags, Head, MAX_SACK, MTU, Options, Packets, Segment};
 /// A far end that answers nothing at all for so long is gone, be it to data or to a keep-alive. Longer than a router's
 /// restart (30 s seen), so that flows may survive one.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-/// An idle flow asks whether its far end is still there. Less than half the silence limit, so that one lost probe is no
-/// verdict, and below the usual 120 s of connection tracking on the way.
+/// When an idle flow asks whether its far end is still there. Below the usual 120 s of connection tracking on the way.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// When it asks again if no answer comes: seven times within the silence limit, so that a link which loses one packet in twenty
+/// leaves it alone for years. Asked only twice, it would be given up within the hour.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long an acknowledgement may wait for data to go with (RFC 9293 section 3.8.6.3 allows 500 ms).
 const ACK_DELAY: Duration = Duration::from_millis(20);
 /// RFC 9293 section 3.7.1: what is sent to a far end that names no size.
@@ -363,7 +365,7 @@ impl Tcp {
         if more {
             return Some(now);
         }
-        let keep_alive = self.opened.then(|| self.heard.max(self.asked) + KEEP_ALIVE);
+        let keep_alive = self.opened.then(|| self.keep_alive());
         [self.send.due(), self.ack_due, keep_alive, Some(silence)].into_iter().flatten().min()
     }
 
@@ -393,10 +395,15 @@ impl Tcp {
         false
     }
 
+    /// When the far end is to be asked whether it is there.
+    fn keep_alive(&self) -> Instant {
+        if self.asked > self.heard { self.asked + ASK_AGAIN } else { self.heard + KEEP_ALIVE }
+    }
+
     /// Puts out what is not data: acknowledgements, questions whether the far end is there or has room.
     fn put_answers(&mut self, now: Instant, out: &mut Packets) {
         let is_shut = self.send.take_shut_probe();
-        let is_idle = self.opened && now >= self.heard.max(self.asked) + KEEP_ALIVE;
+        let is_idle = self.opened && now >= self.keep_alive();
         if (is_shut || is_idle) && !out.is_full() {
             self.asked = now;
             out.expect_answer();

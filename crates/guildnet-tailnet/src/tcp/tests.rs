@@ -584,6 +584,15 @@ fn an_idle_flow_lives_on() {
 }
 
 #[test]
+fn an_idle_flow_over_a_link_with_losses_lives_on_for_a_day() {
+    let way = lossy(20 * MS, 0.05);
+    let mut world = ours(24, way, way).open();
+    world.run(24 * 3_600_000 * MS);
+    assert_eq!(world.near.tcp().phase(), Phase::Open);
+    assert!(world.sent < 12_000, "{} packets in an idle day", world.sent);
+}
+
+#[test]
 fn a_flow_that_may_put_out_nothing_still_times_out() {
     let now = Instant::now();
     let mut tcp = Tcp::connect(setup(near_addr(), far_addr(), 1), now);
