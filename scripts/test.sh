@@ -11,10 +11,15 @@ scripts/build.sh
 select=()
 if ((EUID == 0)); then
     export GUILDNET_LAB_INSTANCE=${GUILDNET_LAB_INSTANCE:-test}
-    # The Host Apps that the tests share end with the run, as the lab does.
+    # The Host Apps that the tests share end with the run, as the lab does. After a failure the end of their logs is shown: nothing
+    # else will be left of them.
     clean_up() {
         local home
         for home in "/run/guildnet-lab/$GUILDNET_LAB_INSTANCE/person"/e2e-*; do
+            if [[ ${status:-1} != 0 && -e $home/host.log ]]; then
+                echo "the end of $home/host.log:" >&2
+                tail -n 80 "$home/host.log" >&2
+            fi
             if [[ -e $home/host.pid ]]; then bin/guildnet --home "$home" down; fi
         done
         bin/guildnet-lab down
