@@ -27,7 +27,8 @@ use crate::{
     status::word,
 };
 
-/// How long a connector may take to close its connections: a control and a relay connection, each one round trip.
+/// How long a connector may take to close its connections: a control and a relay connection, each one round trip. And how long those
+/// to the API server may take, which nobody asks to end in good order.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// First and longest wait before a connector that could not start (a full disk, say) is started again.
@@ -125,11 +126,16 @@ impl ClusterActor {
         Self { handle: ClusterHandle(Arc::new(shared)), stop: stop.drop_guard(), task }
     }
 
-    /// Stops the connector and waits until the actor has ended.
+    /// Stops the connector and waits until the actor has ended. What does not end in time is told and left behind: no cluster
+    /// may keep the others from being served, or the Host App from ending.
     pub(crate) async fn stop(self) {
         drop(self.stop);
-        if let Some((_, api)) = self.handle.0.api.lock().await.take() {
-            api.close().await;
+        let kept = self.handle.0.api.lock().await.take();
+        if let Some((_, api)) = kept
+            && timeout(STOP_GRACE, api.close()).await.is_err()
+        {
+            let cluster = self.handle.id();
+            tracing::warn!(%cluster, grace = ?STOP_GRACE, "connections to the API server did not end in time");
         }
         if let Err(panicked) = self.task.await {
             tracing::error!(cluster = %self.handle.id(), %panicked, "the cluster's actor ended badly");
