@@ -26,21 +26,23 @@ pub(crate) fn api_key_prefix(key: &str) -> String {
     bare.chars().take(12).collect()
 }
 
+/// A field of what the kernel says of a process (`/proc/PID/status`).
+pub(crate) fn field<'s>(status: &'s str, name: &str) -> &'s str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in\n{status}")).trim()
+}
+
 #[test]
 fn it_runs_as_the_invoking_user_without_capabilities() {
     let fleet = Fleet::up();
     let status = fs::read_to_string(format!("/proc/{}/status", fleet.host_pid())).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{status}"));
-        line.split_once(':').expect("a field").1.trim().to_owned()
-    };
     let (uid, gid) = fleet.lab.person();
-    assert_eq!(field("Uid:"), [uid.to_string().as_str(); 4].join("\t"));
-    assert_eq!(field("Gid:"), [gid.to_string().as_str(); 4].join("\t"));
+    assert_eq!(field(&status, "Uid"), [uid.to_string().as_str(); 4].join("\t"));
+    assert_eq!(field(&status, "Gid"), [gid.to_string().as_str(); 4].join("\t"));
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(field(set), "0000000000000000", "{set}");
+        assert_eq!(field(&status, set), "0000000000000000", "{set}");
     }
-    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field(&status, "NoNewPrivs"), "1");
     let mine = fs::read_link("/proc/self/ns/net").expect("a namespace");
     let its = fs::read_link(format!("/proc/{}/ns/net", fleet.host_pid())).expect("a namespace");
     assert_eq!(mine, its, "it serves in the machine's own namespace");

@@ -10,6 +10,7 @@ use self::systemd::{Systemd, Whose};
 use crate::{
     clients::person::installed,
     fleet::{Fleet, STEP, eventually, finish},
+    host_app::field,
 };
 
 #[test]
@@ -93,9 +94,4 @@ fn process(systemd: &Systemd) -> String {
     let mut command = systemd.inside("cat");
     command.arg(format!("/proc/{}/status", systemd.property("guildnet", "MainPID")));
     finish(command, b"", STEP).ok()
-}
-
-fn field<'s>(status: &'s str, name: &str) -> &'s str {
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.unwrap_or_else(|| panic!("no {name} in\n{status}")).trim()
 }

@@ -8,8 +8,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use crate::fleet::{Fleet, Ran, STEP, eventually, finish};
@@ -62,7 +60,6 @@ pub(super) struct Systemd {
     pid: u32,
     person: (u32, u32),
     folder: PathBuf,
-    cgroup: PathBuf,
 }
 
 impl Systemd {
@@ -74,10 +71,10 @@ impl Systemd {
             let text = format!("[Unit]\nDescription={target}\nDefaultDependencies=no\n");
             fs::write(units.join(format!("{target}.target")), text).expect("root may write there");
         }
-        // Below the lab's own, so that `guildnet-lab down` would end what a test left.
+        // Below the lab's own: `guildnet-lab down` removes it, and would end what a test left.
         let of_cluster = fleet.lab.plan().cluster("a").expect("a cluster").cgroup;
         let of_lab = Path::new(&of_cluster).parent().expect("the lab's folder");
-        let cgroup = version_2().join(of_lab).join("systemd");
+        let cgroup = version_2().join(of_lab).join(folder.file_name().expect("a name"));
         fs::create_dir_all(&cgroup).expect("root may make control groups");
         let mut command = Command::new("sh");
         command
@@ -89,7 +86,7 @@ impl Systemd {
             .stdin(Stdio::null())
             .process_group(0);
         let outside = command.spawn().expect("util-linux's unshare");
-        let mut systemd = Self { whose: Whose::Machine, outside, pid: 0, person: fleet.lab.person(), folder, cgroup };
+        let mut systemd = Self { whose: Whose::Machine, outside, pid: 0, person: fleet.lab.person(), folder };
         eventually("a systemd that answers", STEP, || {
             let children = format!("/proc/{0}/task/{0}/children", systemd.outside.id());
             let children = fs::read_to_string(children).expect("unshare runs");
@@ -142,16 +139,15 @@ impl Systemd {
 
     /// `systemctl`, as root or as the person.
     pub(super) fn systemctl(&self, args: &[&str]) -> Ran {
-        let mut command = match self.whose {
-            Whose::Machine => self.inside("systemctl"),
+        let mut command = self.entering();
+        match self.whose {
+            Whose::Machine => command.arg("systemctl"),
             Whose::Person => {
                 let (uid, gid) = self.person;
-                let mut command = self.inside("setpriv");
                 command
-                    .args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()])
+                    .args([format!("--setuid={uid}"), format!("--setgid={gid}")])
                     .args(["systemctl", "--user"])
-                    .env("XDG_RUNTIME_DIR", self.runtime());
-                command
+                    .env("XDG_RUNTIME_DIR", self.runtime())
             }
         };
         command.args(args);
@@ -165,8 +161,14 @@ impl Systemd {
 
     /// A program among the processes and files that it sees.
     pub(super) fn inside(&self, program: &str) -> Command {
+        let mut command = self.entering();
+        command.arg(program);
+        command
+    }
+
+    fn entering(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--cgroup", program]);
+        command.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--cgroup"]);
         command
     }
 
@@ -190,19 +192,7 @@ impl Drop for Systemd {
         let _gone = self.outside.kill();
         let _ended = self.outside.wait();
         let _left = fs::remove_dir_all(&self.folder);
-        let limit = Instant::now() + Duration::from_secs(10);
-        while remove(&self.cgroup).is_err() && Instant::now() < limit {
-            thread::sleep(Duration::from_millis(50));
-        }
     }
-}
-
-/// Removes a control group and those below it.
-fn remove(group: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(group)?.flatten().filter(|entry| entry.path().is_dir()) {
-        remove(&entry.path())?;
-    }
-    fs::remove_dir(group)
 }
 
 /// Where version 2 of control groups is mounted.

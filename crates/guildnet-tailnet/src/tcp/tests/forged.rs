@@ -4,10 +4,15 @@ use super::*;
 
 /// A segment of the far end as somebody could forge it.
 fn forged(seq: u32, ack: u32, flags: u8) -> Vec<u8> {
+    segment(seq, ack, flags, 0)
+}
+
+/// The same with so much data.
+fn segment(seq: u32, ack: u32, flags: u8, len: usize) -> Vec<u8> {
     let mut packets = Packets::new();
     let options = Options::default();
     let (from, to, flags) = (far_addr(), near_addr(), Flags::new(flags));
-    packets.push(&Head { from, to, seq, ack, flags, window: 1000, options: &options }, 0, |_| {});
+    packets.push(&Head { from, to, seq, ack, flags, window: 1000, options: &options }, len, |_| {});
     packets.iter().next().expect("one").to_vec()
 }
 
@@ -96,10 +101,7 @@ fn all_that_came_out_of_order_in_one_turn_is_told() {
     let ack = sender.number(sender.next());
     let send = |world: &mut World<Ours>, number: u32| {
         let seq = next.wrapping_add(number * LEN as u32);
-        let (from, to, flags) = (far_addr(), near_addr(), Flags::new(Flags::ACK));
-        let mut packets = Packets::new();
-        packets.push(&Head { from, to, seq, ack, flags, window: 1000, options: &Options::default() }, LEN, |_| {});
-        world.near.take(world.now, packets.iter().next().expect("one"));
+        world.near.take(world.now, &segment(seq, ack, Flags::ACK, LEN));
     };
     // Every second one is lost.
     for number in 0..10 {
