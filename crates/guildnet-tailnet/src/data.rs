@@ -38,6 +38,7 @@ use tracing::Instrument as _;
 pub(crate) use self::report::set_state;
 
 use self::{
+    dial::Ports,
     flows::{Flow, Flows},
     listen::Listeners,
     locate::Locator,
@@ -126,6 +127,7 @@ struct Node {
     told: Told,
     peers: Peers,
     flows: Flows,
+    ports: Ports,
     listeners: Listeners,
     relays: Relays,
     locator: Locator,
@@ -198,6 +200,7 @@ pub(crate) async fn run(setup: Setup, ends: Ends) {
         told: Told::default(),
         peers: Peers::default(),
         flows: Flows::new(bell.clone()),
+        ports: Ports::new(),
         listeners: Listeners::default(),
         relays,
         locator,

@@ -121,6 +121,10 @@ pub(crate) struct Tcp {
     closed_first: bool,
     end: Option<End>,
     reset_due: bool,
+    /// What the far end acknowledged of an older flow between the same ports, if it is to hear that there is none any more.
+    older: Option<u32>,
+    /// It heard so once, and the SYN was put out again at once.
+    cleared: bool,
     detached: bool,
     /// When an acknowledgement is due.
     ack_due: Option<Instant>,
@@ -152,6 +156,8 @@ impl Tcp {
             closed_first: false,
             end: None,
             reset_due: false,
+            older: None,
+            cleared: false,
             detached: false,
             ack_due: None,
             heard: now,
@@ -213,8 +219,18 @@ impl Tcp {
     /// In answer to our SYN.
     fn on_answer(&mut self, now: Instant, segment: &Segment<'_>) {
         let flags = segment.flags;
-        // An acknowledgement of anything else is of an older flow.
-        if !flags.any(Flags::ACK) || self.send.offset(segment.ack) != Some(1) || self.send.next() == 0 {
+        if !flags.any(Flags::ACK) || self.send.next() == 0 {
+            return;
+        }
+        if self.send.offset(segment.ack) != Some(1) {
+            // Of an older flow, which the far end remembers for a minute (TIME-WAIT). Unless it is told that there is none any more
+            // it answers every SYN so (RFC 9293 section 3.10.7.3, first check).
+            if !flags.any(Flags::RST) {
+                self.older = Some(segment.ack);
+                if !std::mem::replace(&mut self.cleared, true) {
+                    self.send.repeat(now);
+                }
+            }
             return;
         }
         self.heard = now;
@@ -339,6 +355,11 @@ impl Tcp {
         if self.reset_due && !out.is_full() {
             self.reset_due = false;
             self.put_reset(out);
+        }
+        if !out.is_full()
+            && let Some(number) = self.older.take()
+        {
+            self.put(out, None, Flags::RST, number);
         }
         if self.end.is_some() || self.phase() == Phase::Lingering {
             if self.end.is_none() && self.ack_due.take().is_some() && !out.is_full() {

@@ -55,6 +55,7 @@ fn node() -> Node {
         told: Told::default(),
         peers: Peers::default(),
         flows: Flows::new(Arc::new(Bell::default())),
+        ports: Ports::new(),
         listeners: Listeners::default(),
         relays: Relays::new(identity.clone(), tls::client_config(Some(&ca)).expect("a config")).0,
         actions: Vec::new(),

@@ -298,7 +298,9 @@ impl Receiver {
         self.queued
     }
 
-    /// Segments received in order since [`Receiver::window`] was last told.
+    /// Segments received in order since [`Receiver::window`] was last told. Segments, not bytes: a far end that sent two, however
+    /// small, probes for the loss of the last one after two round trips, since it counts on an answer to both (RFC 8985
+    /// section 7.2).
     pub(super) const fn unacknowledged(&self) -> usize {
         self.unacknowledged
     }

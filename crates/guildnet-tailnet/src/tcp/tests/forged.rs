@@ -51,6 +51,33 @@ fn an_answer_to_another_syn_is_not_taken() {
     assert_eq!(tcp.phase(), Phase::Closed(End::Refused));
 }
 
+#[test]
+fn a_far_end_that_remembers_an_older_flow_hears_that_there_is_none() {
+    let now = Instant::now();
+    let mut tcp = Tcp::connect(setup(near_addr(), far_addr(), 7), now);
+    let put_out = |tcp: &mut Tcp| {
+        let mut out = Packets::new();
+        tcp.output(now, &mut out);
+        let said = |packet: &[u8]| {
+            let segment = Segment::read(packet).expect("TCP");
+            (segment.seq, [Flags::SYN, Flags::RST, Flags::ACK].map(|flag| segment.flags.any(flag)))
+        };
+        out.iter().map(said).collect::<Vec<_>>()
+    };
+    let (syn, reset) = ((7, [true, false, false]), (12_345, [false, true, false]));
+    assert_eq!(put_out(&mut tcp), [syn]);
+    // The reset first, and what it makes way for. Only once: a far end that does not care is asked by the clock.
+    let remembered = forged(500, 12_345, Flags::ACK);
+    for said in [vec![reset, syn], vec![reset]] {
+        tcp.input(now, &Segment::read(&remembered).expect("TCP"));
+        assert_eq!(put_out(&mut tcp), said);
+        assert_eq!(put_out(&mut tcp), []);
+    }
+    let answer = forged(1, 8, Flags::SYN | Flags::ACK);
+    tcp.input(now, &Segment::read(&answer).expect("TCP"));
+    assert_eq!(tcp.phase(), Phase::Open);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever comes with the right addresses: no panic, nothing kept beyond the window, and the flow answers to the end.
