@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     HostError,
+    drain::named,
     error::Explained as _,
     events::{Events, What},
     names::{Destination, Inside, Names, OpenError},
@@ -130,14 +131,14 @@ impl ClusterActor {
     /// may keep the others from being served, or the Host App from ending.
     pub(crate) async fn stop(self) {
         drop(self.stop);
-        let kept = self.handle.0.api.lock().await.take();
+        let kept = named(&format!("the client of {}", self.handle.id()), self.handle.0.api.lock()).await.take();
         if let Some((_, api)) = kept
             && timeout(STOP_GRACE, api.close()).await.is_err()
         {
             let cluster = self.handle.id();
             tracing::warn!(%cluster, grace = ?STOP_GRACE, "connections to the API server did not end in time");
         }
-        if let Err(panicked) = self.task.await {
+        if let Err(panicked) = named(&format!("the connector of {}", self.handle.id()), self.task).await {
             tracing::error!(cluster = %self.handle.id(), %panicked, "the cluster's actor ended badly");
         }
     }

@@ -1,6 +1,7 @@
-//! How what serves clients ends: what is open gets some time, and is cut then.
+//! How what serves clients ends: what is open gets some time, and is cut then. And how that which should end soon is named when
+//! it does not.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,5 +16,20 @@ pub(crate) async fn drain(tasks: &TaskTracker, cut: &CancellationToken, grace: D
         tracing::info!(left = tasks.len(), "the grace is over: {what} are cut");
         cut.cancel();
         tasks.wait().await;
+    }
+}
+
+/// How long something that ends soon may take before the log says that it is waited for, and how often it says so. Longer than
+/// [`GRACE`], shorter than what `guildnet down` waits.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Waits for something that ends soon. While it does not, the log names it: whoever waits for the Host App then sees for what.
+pub(crate) async fn named<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        match timeout(SOON, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) => tracing::warn!(%what, "still waited for"),
+        }
     }
 }

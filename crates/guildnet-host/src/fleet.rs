@@ -21,6 +21,7 @@ use crate::{
     ClusterInfo, Destination, HostError, ProxiesRequest, Settings, SettingsShown,
     auth_keys::MadeKeys,
     cluster::{self, ClusterActor, ClusterHandle, ClusterSpec},
+    drain::named,
     error::Explained as _,
     events::{Events, What},
     forward::{self, Open, Ways},
@@ -125,8 +126,8 @@ impl Fleet {
     /// # Cancellation
     /// Not to be dropped half-way: clusters that were to be started again would stay stopped until the next reload.
     pub(crate) async fn reload(&self) -> Result<Changes, HostError> {
-        let _alone = self.reloading.lock().await;
-        let records = self.store.list().await.explained()?;
+        let _alone = named("another reload", self.reloading.lock()).await;
+        let records = named("the store", self.store.list()).await.explained()?;
         self.metrics.know(&records.iter().map(|r| r.id.clone()).collect::<Vec<_>>());
         let mut leaving = Vec::new();
         let mut coming = Vec::new();
@@ -326,10 +327,10 @@ impl Fleet {
 
     /// Stops all clusters and closes the store.
     pub(crate) async fn stop(&self) {
-        let _alone = self.reloading.lock().await;
+        let _alone = named("a reload", self.reloading.lock()).await;
         let members = std::mem::take(&mut *self.members_mut());
         join_all(members.into_values().filter_map(|m| m.actor).map(ClusterActor::stop)).await;
-        self.store.close().await;
+        named("the store's end", self.store.close()).await;
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     Handed, HostError, Progress, Settings,
     daemon::Instance,
     door::{Door, Listen},
-    drain::GRACE,
+    drain::{GRACE, named},
     error::Explained as _,
     fleet::Fleet,
     forward::{Forwards, Open},
@@ -140,10 +140,10 @@ impl Drain {
     /// connectors and store are closed. Returns when everything has ended.
     pub async fn stop(self) {
         // First, while the door still answers them: they ask by it.
-        self.jobs.stop().await;
+        named("jobs", self.jobs.stop()).await;
         self.stop.cancel();
         // At once: who leases forwards holds a connection of the door.
-        let (door, ()) = tokio::join!(self.door, self.forwards.shut(GRACE));
+        let (door, ()) = tokio::join!(named("the door", self.door), named("forwards", self.forwards.shut(GRACE)));
         if let Err(panicked) = door {
             tracing::error!(%panicked, "the door ended badly");
         }

@@ -87,5 +87,10 @@ pub(crate) async fn verify_fleet(
     }
     fleet.metrics().verified(&report);
     tracing::info!(summary = report.summary(), "verified");
+    for (cluster, check) in report.clusters.iter().flat_map(|of| of.checks.iter().map(move |check| (&of.id, check))) {
+        if matches!(check.result, Verdict::Fail | Verdict::Warn) {
+            tracing::info!(%cluster, check = check.id, result = %check.result, seen = check.seen, "verified");
+        }
+    }
     Ok(report)
 }

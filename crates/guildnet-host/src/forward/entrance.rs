@@ -18,7 +18,7 @@ use std::{
 };
 
 use guildnet_model::{ClusterId, Io};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -45,6 +45,8 @@ const BUFFER: usize = 16 * 1024;
 const BIND_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// How long accepting pauses when the system refuses (no file descriptors left): nothing tells when one is free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After how long the log hears again of what goes on failing for the same reason.
+const SAID_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// What leads into the cluster at a port.
 #[derive(Clone, Debug)]
@@ -345,12 +347,15 @@ impl Gate {
         }
     }
 
-    /// Notes what went wrong.
+    /// Notes what went wrong. The log hears of it when it is another thing than the last time, or some time has passed.
     fn failed(&self, why: String) {
-        tracing::debug!(cluster = %self.cluster, local = %self.local, why, "a connection came to nothing");
         self.count(self.around.metrics.of(&self.cluster).as_deref(), WayCounts::failed);
         let trouble = Trouble { at: Timestamp::now(), why };
-        *self.seen.last() = Some(trouble.clone());
+        let before = self.seen.last().replace(trouble.clone());
+        let is_known = |last: &Trouble| last.why == trouble.why && trouble.at.duration_since(last.at) < SAID_AGAIN;
+        if !before.as_ref().is_some_and(is_known) {
+            tracing::info!(cluster = %self.cluster, local = %self.local, why = trouble.why, "a connection came to nothing");
+        }
         // Nobody may be listening.
         let _ = self.around.news.send((self.local, trouble));
     }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use guildnet_kube::ApiServer;
-use guildnet_model::{BoxFuture, ClusterId, Io};
+use guildnet_model::{BoxFuture, Class, ClusterId, Io};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     ClusterInfo, ClusterStatus, Destination, HostError, KeyInfo, NamespaceShown, Progress, RouterReport, SettingsShown,
     StatusReport, Via,
     door::HostApi,
+    drain::named,
     error::Explained as _,
     events::Events,
     fleet::Fleet,
@@ -139,13 +141,19 @@ impl HostApi for Api {
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(async {
-            let changes = self.fleet.reload().await?;
+        let (fleet, forwards) = (Arc::clone(&self.fleet), Arc::clone(&self.forwards));
+        let reload = async move {
+            let changes = fleet.reload().await?;
             // One line each: `guildnet logs CLUSTER` finds it.
             for (what, clusters) in [("started", &changes.started), ("stopped", &changes.stopped)] {
                 clusters.iter().for_each(|cluster| tracing::info!(%cluster, "{what}: the clusters were read again"));
             }
-            self.forwards.follow().await
+            named("the forwards that follow the store", forwards.follow()).await
+        };
+        // Who asked for it may leave: a cluster that was stopped must be started again all the same. The fleet's end waits for it.
+        Box::pin(async {
+            let reloaded = tokio::spawn(reload.in_current_span()).await;
+            reloaded.unwrap_or_else(|why| Err(HostError::new(Class::Failed, format!("the reload broke off: {why}"))))
         })
     }
 }
@@ -157,5 +165,48 @@ impl ApiServers for Api {
 
     fn api_server<'a>(&'a self, id: &'a ClusterId) -> BoxFuture<'a, Result<ApiServer, HostError>> {
         Box::pin(async move { self.fleet.handle(id)?.api_soon().await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use guildnet_model::StartConnector;
+    use guildnet_store::{ClusterRecord, Store};
+
+    use super::*;
+    use crate::fake::{FakeConnectors, record};
+
+    #[tokio::test]
+    async fn a_reload_that_was_begun_is_done_whether_its_asker_waits_or_not() {
+        let home = tempfile::tempdir().expect("a folder");
+        let store = Store::open(home.path()).await.expect("opened");
+        store.replace(&record("a")).await.expect("stored");
+        let connectors = Arc::new(FakeConnectors::default()) as Arc<dyn StartConnector>;
+        let fleet = Arc::new(Fleet::new(store.clone(), connectors));
+        let opening = Arc::clone(&fleet) as Arc<dyn crate::forward::Open>;
+        let forwards = Arc::new(Forwards::new(store.clone(), opening, Arc::clone(fleet.metrics())));
+        let jobs = Arc::new(Jobs::new(Arc::clone(fleet.events())));
+        let settings = Settings::new(home.path().to_owned());
+        let api = Api { fleet: Arc::clone(&fleet), forwards, jobs, settings };
+        api.reload().await.expect("read");
+
+        store.replace(&ClusterRecord { state_path: "/nonexistent.2".into(), ..record("a") }).await.expect("stored");
+        assert!(api.reload().now_or_never().is_none(), "the asker leaves at once");
+        let id = "a".parse().expect("an id");
+        let follows = async {
+            while fleet.handle(&id).is_ok_and(|a| !a.spec().connector.state_dir.ends_with("nonexistent.2")) {
+                tokio::task::yield_now().await;
+            }
+            // It may be between the two: stopped, and not started again yet.
+            while fleet.handle(&id).is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), follows).await.expect("the change is followed");
+        assert!(fleet.handle(&id).expect("served").spec().connector.state_dir.ends_with("nonexistent.2"));
+        fleet.stop().await;
     }
 }
