@@ -18,6 +18,7 @@ use guildnet_model::{
 };
 use tokio::{sync::Mutex, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use crate::{
     HostError,
@@ -130,17 +131,20 @@ impl ClusterActor {
     /// Stops the connector and waits until the actor has ended. What does not end in time is told and left behind: no cluster
     /// may keep the others from being served, or the Host App from ending.
     pub(crate) async fn stop(self) {
-        drop(self.stop);
-        let kept = named(&format!("the client of {}", self.handle.id()), self.handle.0.api.lock()).await.take();
-        if let Some((_, api)) = kept
-            && timeout(STOP_GRACE, api.close()).await.is_err()
-        {
-            let cluster = self.handle.id();
-            tracing::warn!(%cluster, grace = ?STOP_GRACE, "connections to the API server did not end in time");
-        }
-        if let Err(panicked) = named(&format!("the connector of {}", self.handle.id()), self.task).await {
-            tracing::error!(cluster = %self.handle.id(), %panicked, "the cluster's actor ended badly");
-        }
+        let Self { handle, stop, task } = self;
+        drop(stop);
+        let ended = async {
+            let kept = handle.0.api.lock().await.take();
+            if let Some((_, api)) = kept
+                && timeout(STOP_GRACE, api.close()).await.is_err()
+            {
+                tracing::warn!(grace = ?STOP_GRACE, "connections to the API server did not end in time");
+            }
+            if let Err(panicked) = named("the connector", task).await {
+                tracing::error!(%panicked, "the cluster's actor ended badly");
+            }
+        };
+        ended.instrument(tracing::error_span!("stop", cluster = %handle.id())).await;
     }
 }
 

@@ -8,6 +8,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What open requests, dials and connections into clusters get when the Host App stops.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// How long something that ends soon may take before the log says that it is waited for, and how often it says so. Longer than
+/// [`GRACE`], shorter than what `guildnet down` waits.
+const SOON: Duration = Duration::from_secs(15);
 
 /// Waits until all tasks have ended; those that have not within the grace are told by `cut`. `what` is cut then, for the log.
 pub(crate) async fn drain(tasks: &TaskTracker, cut: &CancellationToken, grace: Duration, what: &str) {
@@ -18,10 +21,6 @@ pub(crate) async fn drain(tasks: &TaskTracker, cut: &CancellationToken, grace: D
         tasks.wait().await;
     }
 }
-
-/// How long something that ends soon may take before the log says that it is waited for, and how often it says so. Longer than
-/// [`GRACE`], shorter than what `guildnet down` waits.
-const SOON: Duration = Duration::from_secs(15);
 
 /// Waits for something that ends soon. While it does not, the log names it: whoever waits for the Host App then sees for what.
 pub(crate) async fn named<T>(what: &str, work: impl Future<Output = T>) -> T {

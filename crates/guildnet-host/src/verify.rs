@@ -87,9 +87,9 @@ pub(crate) async fn verify_fleet(
     }
     fleet.metrics().verified(&report);
     tracing::info!(summary = report.summary(), "verified");
-    for (cluster, check) in report.clusters.iter().flat_map(|of| of.checks.iter().map(move |check| (&of.id, check))) {
-        if matches!(check.result, Verdict::Fail | Verdict::Warn) {
-            tracing::info!(%cluster, check = check.id, result = %check.result, seen = check.seen, "verified");
+    for of in &report.clusters {
+        for check in of.checks.iter().filter(|check| matches!(check.result, Verdict::Fail | Verdict::Warn)) {
+            tracing::info!(cluster = of.id, check = check.id, result = %check.result, seen = check.seen, "verified");
         }
     }
     Ok(report)
