@@ -1,9 +1,12 @@
 //! Kubernetes through the Host App, beside the API server asked directly and through a connector alone: what the way
-//! through the tailnet costs kubectl and client libraries, and what of it the proxy does. Each client is one HTTP/2
-//! connection of this process, and a WebSocket for each exec; rounds are interleaved.
+//! through the tailnet costs kubectl and client libraries, and what of it the proxy does. Beside them a `kubectl proxy` of the
+//! API server asked directly: what a local proxy costs, without a tailnet and without TLS on the near side. Each client is one
+//! HTTP/2 connection of this process (HTTP/1.1 connections to `kubectl proxy`), and a WebSocket for each exec; rounds are
+//! interleaved, and each begins with another client.
 //!
-//! The way itself: `kube/way.rs`.
+//! The way itself: `kube/way.rs`; `kubectl proxy`: `kube/peer.rs`.
 
+mod peer;
 mod way;
 
 use std::{
@@ -19,8 +22,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use self::way::Socket;
 pub(crate) use self::way::Way;
+use self::{peer::KubectlProxy, way::Socket};
 use crate::{
     figures::{Failure, median, p50_ms, p99_ms},
     tailnet::Tailnet,
@@ -30,6 +33,8 @@ use crate::{
 const NAMESPACE: &str = "guildnet-bench";
 /// Requests at once while objects are made.
 const MAKING: usize = 50;
+/// Long lists in a round.
+const LISTS: usize = 3;
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -42,6 +47,9 @@ pub(crate) struct Kube {
     /// Kubeconfig of the same cluster through the Host App (guildnet kubeconfig print).
     #[arg(long)]
     through: PathBuf,
+    /// The program kubectl.
+    #[arg(long)]
+    kubectl: PathBuf,
     #[command(flatten)]
     tailnet: Tailnet,
     /// The API server's address inside the cluster, dialled through the connector.
@@ -64,6 +72,7 @@ struct Row {
     figure: &'static str,
     unit: &'static str,
     direct: f64,
+    kubectl_proxy: f64,
     connector: f64,
     through: f64,
 }
@@ -74,8 +83,10 @@ impl Kube {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let rows = runtime.block_on(async {
             let member = self.tailnet.join("bench-kube", self.inside).await?;
+            let peer = KubectlProxy::start(&self.kubectl, &self.direct).await?;
             let ways = [
                 Way::open("direct", &self.direct, None).await?,
+                Way::plain("kubectl proxy", peer.at)?,
                 Way::open("connector", &self.direct, Some((member.dialer(), self.inside))).await?,
                 Way::open("through", &self.through, None).await?,
             ];
@@ -86,20 +97,22 @@ impl Kube {
             };
             remove(&ways[0]).await?;
             drop(ways);
+            peer.end().await?;
             member.leave().await;
             measured
         })?;
         self.print(&rows)
     }
 
-    async fn measure(&self, ways: &[Way; 3]) -> Result<Vec<Row>, Failure> {
-        let mut seen: [Vec<Vec<f64>>; 3] = Default::default();
+    async fn measure(&self, ways: &[Way; 4]) -> Result<Vec<Row>, Failure> {
+        let mut seen: [Vec<Vec<f64>>; 4] = Default::default();
         for round in 0..=self.rounds {
-            for (way, seen) in ways.iter().zip(&mut seen) {
-                let figures = round_of(way).await.map_err(|why| format!("{}: {why}", way.name()))?;
+            for turn in 0..ways.len() {
+                let at = (round + turn) % ways.len();
+                let figures = round_of(&ways[at]).await.map_err(|why| format!("{}: {why}", ways[at].name()))?;
                 // The first round warms caches and connections.
                 if round > 0 {
-                    seen.push(figures);
+                    seen[at].push(figures);
                 }
             }
         }
@@ -108,8 +121,9 @@ impl Kube {
             figure,
             unit,
             direct: column(&seen[0], at),
-            connector: column(&seen[1], at),
-            through: column(&seen[2], at),
+            kubectl_proxy: column(&seen[1], at),
+            connector: column(&seen[2], at),
+            through: column(&seen[3], at),
         };
         Ok(FIGURES.iter().enumerate().map(row).collect())
     }
@@ -122,11 +136,16 @@ impl Kube {
             writeln!(out)?;
             return Ok(());
         }
-        writeln!(out, "{:<36} {:>10} {:>10} {:>10} {:>16}", "", "direct", "connector", "through", "through - direct")?;
+        writeln!(
+            out,
+            "{:<36} {:>10} {:>13} {:>10} {:>10} {:>16}",
+            "", "direct", "kubectl proxy", "connector", "through", "through - direct"
+        )?;
         for r in rows {
             let name = format!("{}, {}", r.figure, r.unit);
             let more = r.through - r.direct;
-            writeln!(out, "{name:<36} {:>10.2} {:>10.2} {:>10.2} {more:>+16.2}", r.direct, r.connector, r.through)?;
+            let [direct, peer, connector, through] = [r.direct, r.kubectl_proxy, r.connector, r.through];
+            writeln!(out, "{name:<36} {direct:>10.2} {peer:>13.2} {connector:>10.2} {through:>10.2} {more:>+16.2}")?;
         }
         Ok(())
     }
@@ -165,28 +184,27 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
     .await?;
     let all = begun.elapsed();
 
-    let begun = Instant::now();
-    let mut list = way.ask(Method::GET, "/api/v1/namespaces/guildnet-bench/pods", None).await?;
-    let (mut first, mut bytes) = (None, 0_usize);
-    while let Some(piece) = list.next().await? {
-        first.get_or_insert_with(|| begun.elapsed());
-        bytes += piece.len();
+    let (mut firsts, mut wholes, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..LISTS {
+        let (first, whole);
+        (first, whole, bytes) = list(way).await?;
+        firsts.push(first);
+        wholes.push(whole);
     }
-    let whole = begun.elapsed();
 
     let arrived = watches(way).await?;
     let last = arrived.iter().max().copied().unwrap_or_default();
     let (started, echoes) = tokio::time::timeout(PATIENCE, exec(way)).await??;
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     #[expect(clippy::cast_precision_loss, reason = "a list is far below 2^53 bytes")]
-    let rate = bytes as f64 / 1e6 / whole.as_secs_f64();
+    let rate = bytes as f64 / 1e3 / p50_ms(&wholes);
     Ok(vec![
         p50_ms(&gets),
         p99_ms(&gets),
         p50_ms(&together),
         ms(all),
-        ms(first.unwrap_or(whole)),
-        ms(whole),
+        p50_ms(&firsts),
+        p50_ms(&wholes),
         rate,
         p50_ms(&arrived),
         ms(last),
@@ -194,6 +212,19 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
         p50_ms(&echoes),
         p99_ms(&echoes),
     ])
+}
+
+/// The long list: how long until its first byte, until its last, and how many bytes.
+async fn list(way: &Way) -> Result<(Duration, Duration, usize), Failure> {
+    let begun = Instant::now();
+    let mut list = way.ask(Method::GET, "/api/v1/namespaces/guildnet-bench/pods", None).await?;
+    let (mut first, mut bytes) = (None, 0);
+    while let Some(piece) = list.next().await? {
+        first.get_or_insert_with(|| begun.elapsed());
+        bytes += piece.len();
+    }
+    let whole = begun.elapsed();
+    Ok((first.unwrap_or(whole), whole, bytes))
 }
 
 /// `cat` in a pod: how long until its first answer, and then for single bytes.

@@ -1,7 +1,7 @@
-//! One HTTP/2 connection to an API server, as a kubeconfig describes it: directly, through a connector, or through the
-//! Host App.
+//! A way to an API server: one HTTP/2 connection as a kubeconfig describes it, directly, through a connector or through the
+//! Host App; or HTTP/1.1 connections without TLS to a `kubectl proxy`, which speaks nothing else.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{net::SocketAddr, path::Path, process::Command, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -10,12 +10,15 @@ use guildnet_model::{Dialer, Io, Target};
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
 use tokio::io::BufReader;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{WebSocketStream, tungstenite::client::IntoClientRequest as _};
 use url::Url;
 
@@ -33,30 +36,42 @@ pub(crate) struct Way {
     name: &'static str,
     server: Url,
     bearer: Option<HeaderValue>,
-    sender: http2::SendRequest<Full<Bytes>>,
-    /// For connections that switch to another protocol.
-    http1: Arc<ClientConfig>,
+    asking: Asking,
     road: Road,
+}
+
+/// By what requests are made that need no connection of their own.
+enum Asking {
+    One(http2::SendRequest<Full<Bytes>>),
+    /// As many connections as there are requests at once.
+    Many(Client<HttpConnector, Full<Bytes>>),
 }
 
 /// How a connection is opened, before anything is said on it.
 struct Road {
     dialer: Arc<dyn Dialer>,
     to: Target,
-    tls_name: ServerName<'static>,
+    tls: Option<Tls>,
+}
+
+struct Tls {
+    name: ServerName<'static>,
+    http2: Arc<ClientConfig>,
+    /// For connections that switch to another protocol.
+    http1: Arc<ClientConfig>,
 }
 
 impl Road {
-    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<Secured, Failure> {
+    async fn connect(&self, protocol: fn(&Tls) -> &Arc<ClientConfig>) -> Result<Box<dyn Io>, Failure> {
         let stream = BufReader::with_capacity(READ, self.dialer.dial(self.to).await?);
-        Ok(TlsConnector::from(tls).connect(self.tls_name.clone(), stream).await?)
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let connector = TlsConnector::from(Arc::clone(protocol(tls)));
+        Ok(Box::new(connector.connect(tls.name.clone(), stream).await?))
     }
 }
 
 /// A WebSocket to an API server.
-pub(crate) type Socket = WebSocketStream<Secured>;
-
-type Secured = TlsStream<BufReader<Box<dyn Io>>>;
+pub(crate) type Socket = WebSocketStream<Box<dyn Io>>;
 
 /// An answer's body, as it comes.
 pub(crate) struct Pieces(Incoming);
@@ -106,6 +121,7 @@ impl Way {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let http1 = Arc::new(tls.clone());
         tls.alpn_protocols = vec![b"h2".to_vec()];
+        let http2 = Arc::new(tls);
         let token = match (text(&user["token"]), &user["exec"]) {
             (Some(token), _) => Some(token),
             (None, Value::Object(_)) => Some(program(&user["exec"])?),
@@ -114,6 +130,7 @@ impl Way {
         let bearer = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose()?;
         let host = server.host_str().ok_or("the server's URL has no host")?;
         let tls_name = ServerName::try_from(text(&cluster["tls-server-name"]).unwrap_or_else(|| host.to_owned()))?;
+        let tls = Some(Tls { name: tls_name, http2, http1 });
         let (dialer, to) = match by {
             Some(by) => by,
             None => {
@@ -122,8 +139,8 @@ impl Way {
                 (Arc::new(DirectDialer) as Arc<dyn Dialer>, Target::from(address))
             }
         };
-        let road = Road { dialer, to, tls_name };
-        let stream = road.connect(Arc::new(tls)).await?;
+        let road = Road { dialer, to, tls };
+        let stream = road.connect(|tls| &tls.http2).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(64 * WINDOW)
@@ -131,7 +148,17 @@ impl Way {
             .await?;
         // It ends with its sender.
         tokio::spawn(connection);
-        Ok(Self { name, server, bearer, sender, http1, road })
+        Ok(Self { name, server, bearer, asking: Asking::One(sender), road })
+    }
+
+    /// To a proxy on this machine that needs no credential.
+    pub(crate) fn plain(name: &'static str, at: SocketAddr) -> Result<Self, Failure> {
+        let server = format!("http://{at}").parse()?;
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let asking = Asking::Many(Client::builder(TokioExecutor::new()).build(connector));
+        let road = Road { dialer: Arc::new(DirectDialer), to: at.into(), tls: None };
+        Ok(Self { name, server, bearer: None, asking, road })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -147,7 +174,10 @@ impl Way {
             request = request.header(header::AUTHORIZATION, bearer);
         }
         let request = request.body(Full::from(body.unwrap_or_default()))?;
-        let answer = self.sender.clone().send_request(request).await?;
+        let answer = match &self.asking {
+            Asking::One(sender) => sender.clone().send_request(request).await?,
+            Asking::Many(client) => client.request(request).await?,
+        };
         let status = answer.status();
         if status.is_success() {
             return Ok(Pieces(answer.into_body()));
@@ -158,8 +188,8 @@ impl Way {
 
     /// Opens a WebSocket on a connection of its own, as `kubectl exec` does (v5.channel.k8s.io).
     pub(crate) async fn socket(&self, path: &str) -> Result<Socket, Failure> {
-        let stream = self.road.connect(Arc::clone(&self.http1)).await?;
-        let base = self.server.as_str().trim_end_matches('/').replacen("https", "wss", 1);
+        let stream = self.road.connect(|tls| &tls.http1).await?;
+        let base = self.server.as_str().trim_end_matches('/').replacen("http", "ws", 1);
         let mut request = format!("{base}{path}").into_client_request()?;
         let headers = request.headers_mut();
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("v5.channel.k8s.io"));
