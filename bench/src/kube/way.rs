@@ -7,7 +7,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use guildnet_kube::DirectDialer;
 use guildnet_model::{Dialer, Io, Target};
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderValue, Method, Request, Response, header, request::Builder};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::{
@@ -44,7 +44,7 @@ pub(crate) struct Way {
 enum Asking {
     One(http2::SendRequest<Full<Bytes>>),
     /// As many connections as there are requests at once.
-    Many(Client<HttpConnector, Full<Bytes>>),
+    Many(Box<Client<HttpConnector, Full<Bytes>>>),
 }
 
 /// How a connection is opened, before anything is said on it.
@@ -68,6 +68,13 @@ impl Road {
         let connector = TlsConnector::from(Arc::clone(protocol(tls)));
         Ok(Box::new(connector.connect(tls.name.clone(), stream).await?))
     }
+}
+
+/// How a long answer is sent. kubectl and client-go ask for gzip, and API servers pack what is longer than 128 KiB.
+#[derive(Clone, Copy)]
+pub(crate) enum Encoding {
+    Identity,
+    Gzip,
 }
 
 /// A WebSocket to an API server.
@@ -156,7 +163,7 @@ impl Way {
         let server = format!("http://{at}").parse()?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let asking = Asking::Many(Client::builder(TokioExecutor::new()).build(connector));
+        let asking = Asking::Many(Box::new(Client::builder(TokioExecutor::new()).build(connector)));
         let road = Road { dialer: Arc::new(DirectDialer), to: at.into(), tls: None };
         Ok(Self { name, server, bearer: None, asking, road })
     }
@@ -167,9 +174,27 @@ impl Way {
 
     /// Asks, and returns the body as it comes; an answer that refuses is an error.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Pieces, Failure> {
-        let uri = format!("{}{path}", self.server.as_str().trim_end_matches('/'));
         let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-        let mut request = Request::builder().method(method).uri(uri).header(header::CONTENT_TYPE, kind);
+        let request = Request::builder().method(method).header(header::CONTENT_TYPE, kind);
+        self.send(request, path, body).await.map(|answer| Pieces(answer.into_body()))
+    }
+
+    /// Reads, and returns the body as it comes, in the encoding that was asked for.
+    pub(crate) async fn read(&self, path: &str, encoding: Encoding) -> Result<Pieces, Failure> {
+        let wanted = match encoding {
+            Encoding::Identity => "identity",
+            Encoding::Gzip => "gzip",
+        };
+        let answer = self.send(Request::builder().header(header::ACCEPT_ENCODING, wanted), path, None).await?;
+        let got = answer.headers().get(header::CONTENT_ENCODING).map_or(Ok("identity"), HeaderValue::to_str)?;
+        if got != wanted {
+            return Err(format!("{path}: {got} instead of {wanted}").into());
+        }
+        Ok(Pieces(answer.into_body()))
+    }
+
+    async fn send(&self, request: Builder, path: &str, body: Option<String>) -> Result<Response<Incoming>, Failure> {
+        let mut request = request.uri(format!("{}{path}", self.server.as_str().trim_end_matches('/')));
         if let Some(bearer) = &self.bearer {
             request = request.header(header::AUTHORIZATION, bearer);
         }
@@ -180,7 +205,7 @@ impl Way {
         };
         let status = answer.status();
         if status.is_success() {
-            return Ok(Pieces(answer.into_body()));
+            return Ok(answer);
         }
         let said = answer.into_body().collect().await?.to_bytes();
         Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&said)).into())

@@ -16,6 +16,7 @@ mod api;
 mod certificate;
 mod crowd;
 mod gate;
+mod gather;
 pub(crate) mod kube_token;
 pub(crate) mod metrics_token;
 pub(crate) mod problem;

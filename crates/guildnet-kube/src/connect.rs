@@ -20,7 +20,7 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::BufReader, net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower::Service;
 
@@ -30,6 +30,9 @@ const DIRECT_DIAL_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the TLS handshake may take once the stream is there: two round trips, also over a lossy relay.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Bytes that are read at once: two TLS records. The TLS library alone asks for 4 KiB each time.
+const READ: usize = 32 * 1024;
 
 /// How many addresses of a host name are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -88,7 +91,7 @@ pub(crate) struct Connect {
 
 impl Connect {
     pub(crate) async fn connect(self) -> Result<Stream, ConnectError> {
-        let io = self.dial().await?;
+        let io = BufReader::with_capacity(READ, self.dial().await?);
         let stream = timeout(HANDSHAKE_LIMIT, self.tls.connect(self.name, io))
             .await
             .map_err(|_| ConnectError::HandshakeTimeout(HANDSHAKE_LIMIT))?
@@ -129,7 +132,7 @@ impl Service<Uri> for Connect {
 }
 
 /// A TLS stream that tells the HTTP client which protocol was agreed on.
-pub(crate) struct Stream(TokioIo<TlsStream<Box<dyn Io>>>);
+pub(crate) struct Stream(TokioIo<TlsStream<BufReader<Box<dyn Io>>>>);
 
 impl Stream {
     pub(crate) fn is_http2(&self) -> bool {

@@ -18,7 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -31,6 +31,7 @@ use super::{
     certificate::Certificate,
     crowd::{Crowd, Places, Slot},
     gate::Gate,
+    gather::Gather,
     routes::{self, Behind},
     session::Sessions,
 };
@@ -212,6 +213,7 @@ async fn speak_http2(
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let Some(stream) = after_preface(stream).await else { return Ok(()) };
+    let gather = stream.clone();
     let mut builder = http2::Builder::new(joined);
     builder
         .timer(TokioTimer::new())
@@ -225,20 +227,19 @@ async fn speak_http2(
     let service = service_fn(move |request| answer(routes.clone(), slot.clone(), request));
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
-        ended = serving.as_mut() => return ended,
+        ended = gather.drive(serving.as_mut()) => return ended,
         () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
     }
-    serving.await
+    gather.drive(serving).await
 }
 
 /// Waits for the first bytes of HTTP/2, which hyper would do without a limit, and puts them back in front.
-async fn after_preface(mut stream: TlsStream<TcpStream>) -> Option<impl AsyncRead + AsyncWrite + Unpin + Send> {
+async fn after_preface(mut stream: TlsStream<TcpStream>) -> Option<Gather<TlsStream<TcpStream>>> {
     /// Bytes of the client's preface (RFC 9113 section 3.4).
     const PREFACE: usize = 24;
-    let mut preface = [0; PREFACE];
+    let mut preface = vec![0; PREFACE];
     timeout(HEAD_TIME, stream.read_exact(&mut preface)).await.ok()?.ok()?;
-    let (read, write) = tokio::io::split(stream);
-    Some(tokio::io::join(std::io::Cursor::new(preface).chain(read), write))
+    Some(Gather::new(stream, preface))
 }
 
 async fn answer(
