@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Connections at once. Admitted ones, dials and tunnels included: more than one cluster may take ([`crate::proxy`]'s
-/// limits: 640), and few enough that their buffers (a tunnel holds about 100 KiB) stay below 128 MiB. Newcomers: more than
+/// limits: 640), and few enough that their buffers (a tunnel holds about 130 KiB) stay below 160 MiB. Newcomers: more than
 /// any program of a person's opens in the moment that a handshake takes; a silent one holds a few KiB.
 const PLACES: Places = Places { admitted: 1024, newcomers: 512 };
 /// How long the TLS handshake, and then the head of each request, may take. An idle connection is closed after it too.
