@@ -8,6 +8,6 @@ through=$(mktemp)
 trap 'bin/guildnet-lab door a shut; rm -f "$through"' EXIT
 bin/guildnet-lab door a open
 bin/guildnet kubeconfig print a >"$through"
-kubectl=$(find "${GUILDNET_LAB_CACHE:-/var/cache/guildnet-lab}" -path '*/kubernetes-*/bin/kubectl' | sort -V | tail -n 1)
+kubectl=$(cached kubernetes kubectl)
 "${CARGO_TARGET_DIR:-target}/release/guildnet-bench" kube --direct "$person/a.kubeconfig" --through "$through" --kubectl "$kubectl" \
     "${tailnet[@]}" "$@"

@@ -16,7 +16,7 @@ fi
 # Beside tsnet, a tailscaled of the lab's, if its cache can be read; and a client host behind a link, if we are root.
 target=${CARGO_TARGET_DIR:-target}/release
 more=(--lab "$target/guildnet-lab" --kubeconfig "$person/a.kubeconfig")
-tailscale=$(find "${GUILDNET_LAB_CACHE:-/var/cache/guildnet-lab}" -path '*/tailscale-*/bin/tailscaled' 2>/dev/null | sort -V | tail -n 1)
+tailscale=$(cached tailscale tailscaled)
 if [[ -n $tailscale ]]; then
     more+=(--tailscale "${tailscale%/*}")
 fi

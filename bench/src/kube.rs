@@ -144,11 +144,12 @@ impl Kube {
             "{:<36} {:>10} {:>13} {:>10} {:>10} {:>16}",
             "", "direct", "kubectl proxy", "connector", "through", "through - direct"
         )?;
-        for r in rows {
-            let name = format!("{}, {}", r.figure, r.unit);
-            let more = r.through - r.direct;
-            let [direct, peer, connector, through] = [r.direct, r.kubectl_proxy, r.connector, r.through];
-            writeln!(out, "{name:<36} {direct:>10.2} {peer:>13.2} {connector:>10.2} {through:>10.2} {more:>+16.2}")?;
+        for Row { figure, unit, direct, kubectl_proxy, connector, through } in rows {
+            let (name, more) = (format!("{figure}, {unit}"), through - direct);
+            writeln!(
+                out,
+                "{name:<36} {direct:>10.2} {kubectl_proxy:>13.2} {connector:>10.2} {through:>10.2} {more:>+16.2}"
+            )?;
         }
         Ok(())
     }
@@ -190,8 +191,8 @@ async fn round_of(way: &Way) -> Result<Vec<f64>, Failure> {
 
     let (mut firsts, mut wholes, mut packed, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..LISTS {
-        let (first, whole);
-        (first, whole, bytes) = list(way, Encoding::Identity).await?;
+        let (first, whole, length) = list(way, Encoding::Identity).await?;
+        bytes = length;
         firsts.push(first);
         wholes.push(whole);
         packed.push(list(way, Encoding::Gzip).await?.1);
